@@ -1,0 +1,1 @@
+"""Panza: drafts your mail in your voice, on your own computer."""
