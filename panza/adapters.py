@@ -1,0 +1,46 @@
+"""LoRA adapters: attach, save, load, merge. Knows peft; knows no mail."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from panza.types import UserError
+
+
+def attach_lora(net: Any, rank: int, alpha: int, dropout: float) -> Any:
+    """`net` with fresh LoRA factors on every linear layer but the head (Hu et al. 2021; B = 0, so nothing changes yet)."""
+    from peft import LoraConfig, get_peft_model
+
+    config = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules="all-linear", task_type="CAUSAL_LM", bias="none")
+    return get_peft_model(net, config)
+
+
+def attach_saved(net: Any, folder: Path, base: str) -> Any:
+    """`net` with the adapter in `folder`. Raises UserError if the adapter belongs to another base."""
+    from peft import PeftModel
+
+    if not (folder / "adapter_model.safetensors").exists():
+        raise UserError(f"There is no adapter in {folder}: train one with `panza train`, or draft with --adapter none.")
+    trained_on = read_report(folder).get("base", base)
+    if trained_on != base:
+        raise UserError(f"The adapter in {folder} was trained on '{trained_on}', not on '{base}': name that base, or train again.")
+    return PeftModel.from_pretrained(net, str(folder), local_files_only=True)
+
+
+def merge(net: Any) -> Any:
+    """The base with W + scale·B·A in place of W, without peft around it."""
+    return net.merge_and_unload()
+
+
+def save(net: Any, folder: Path) -> None:
+    """adapter_model.safetensors and adapter_config.json into `folder`."""
+    net.save_pretrained(str(folder), safe_serialization=True, save_embedding_layers=False)
+    (folder / "README.md").unlink(missing_ok=True)  # peft's template card says nothing true of this adapter
+
+
+def read_report(folder: Path) -> dict[str, Any]:
+    """What `panza train` wrote beside the adapter; {} if it wrote nothing."""
+    report = folder / "report.json"
+    return json.loads(report.read_text(encoding="utf-8")) if report.exists() else {}

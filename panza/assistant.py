@@ -1,0 +1,245 @@
+"""The verbs as one object: what the command line and the page both call. Opens what a verb needs, and only then."""
+
+from __future__ import annotations
+
+import json
+import random
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from panza import dataset, models, playback
+from panza.adapters import read_report
+from panza.draft import Writer
+from panza.home import Home, write_json
+from panza.mail import ImportReport, Store, import_mail
+from panza.playback import PlaybackConfig, PlaybackReport
+from panza.retrieve import Retriever
+from panza.train import TrainConfig
+from panza.types import Draft, DraftRequest, Message, PlaybackPair, Progress, Thread, UserError, silent
+
+VOICE = "voice"  # the name of the adapter that training writes and drafting uses
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """What Panza has of its user."""
+
+    mails: int
+    sent: int
+    me: tuple[str, ...]
+    pairs: int
+    base: str
+    adapter: str  # "" if there is none; else what it was trained on, in words
+    indexed: int
+
+
+class Assistant:
+    """One user's Panza: a home folder, a base model, and what has been learnt.
+
+    base: "" for the embedded model, a directory or a hub name; remembered in the home's settings when given.
+    """
+
+    def __init__(self, home: Home, base: str | None = None) -> None:
+        self.home = home
+        settings = json.loads(home.settings.read_text(encoding="utf-8")) if home.settings.exists() else {}
+        if base is not None and base != settings.get("base", ""):
+            settings["base"] = str(Path(base).expanduser().resolve()) if base and Path(base).expanduser().is_dir() else base
+            write_json(home.settings, settings)
+        self.base: str = settings.get("base", "")
+        self.store = Store(home.mail)
+        self._model: models.TorchModel | None = None
+        self._model_key: tuple[str, float] | None = None
+        self._retriever: Retriever | None = None
+
+    def status(self) -> Status:
+        """Counts and names; loads no model."""
+        report = read_report(self.adapter) if self.adapter else {}
+        trained = f"trained on {report['pairs']} mails, loss {report['loss_before']:.2f} → {report['loss_after']:.2f}" if report else ""
+        return Status(
+            mails=self.store.count(),
+            sent=self.store.count(mine=True),
+            me=tuple(sorted(self.store.me)),
+            pairs=playback.count(self.home.playback),
+            base=models.base_id(self.base),
+            adapter=trained,
+            indexed=self.retriever.count(),
+        )
+
+    # Mail in
+
+    def import_mail(self, paths: Sequence[Path], me: Sequence[str] = (), progress: Progress = silent) -> ImportReport:
+        """Read mailboxes into the store."""
+        return import_mail(self.store, paths, me, progress)
+
+    def index(self, progress: Progress = silent) -> int:
+        """Embed the mails that have no vector yet; how many that were."""
+        return self.retriever.update(progress)
+
+    def inbox(self, query: str = "", limit: int = 50) -> list[Message]:
+        """Received mails, newest first, or those that a query finds, best first."""
+        if not query.strip():
+            return list(self.store.messages(mine=False, newest_first=True, limit=limit))
+        found = self.store.by_rows(self.store.search(query, 4 * limit))
+        return [m for m in found if not m.mine][:limit]
+
+    def message(self, message_id: str) -> Message:
+        """One mail; UserError if there is none."""
+        try:
+            return self.store.get(message_id)
+        except KeyError:
+            raise UserError(f"There is no mail with the Message-ID '{message_id}'.") from None
+
+    def thread(self, message_id: str) -> Thread:
+        """The thread of one mail."""
+        return self.store.thread(self.message(message_id).thread)
+
+    # Learning
+
+    def play_back(self, config: PlaybackConfig | None = None, progress: Progress = silent) -> PlaybackReport:
+        """An instruction for each sent mail that has none yet."""
+        if not self.store.count(mine=True):
+            raise UserError("There is no sent mail to learn from: `panza import PATH --me ADDRESS` brings it in.")
+        config = config or PlaybackConfig()
+        model = self.model(adapter=False) if config.tries else None
+        return playback.play_back(self.store.messages(mine=True), model, self.home.playback, config, progress)
+
+    def pairs(self) -> list[PlaybackPair]:
+        """All playback pairs, by date."""
+        return playback.read_pairs(self.home.playback, self.store.messages(mine=True))
+
+    def train(self, config: TrainConfig | None = None, progress: Progress = silent) -> dict[str, Any]:
+        """Fine-tune a LoRA adapter on the playback pairs; returns the report that lies beside it."""
+        from panza import train as training
+
+        config = config or TrainConfig()
+        started = time.monotonic()
+        self.index(progress)
+        net, tokenizer = models.load_base(self.base)
+        chat_tokenizer = models.ChatTokenizer(tokenizer)
+        split = self.split(config)
+        encoded = {
+            name: dataset.encode(self._examples(getattr(split, name), chat_tokenizer, config, name == "train"), chat_tokenizer, config.most_tokens)
+            for name in ("train", "validation", "heldout")
+        }
+        before = training.mean_loss(net, encoded["heldout"] or encoded["validation"], config)
+        result = training.train(net, encoded["train"], encoded["validation"], self.home.adapters / VOICE, config, progress)
+        trained = models.load(self.base, self.home.adapters / VOICE).net
+        report = {
+            "adapter": str(self.home.adapters / VOICE),
+            "base": models.base_id(self.base),
+            "method": "lora",
+            "pairs": len(encoded["train"]),
+            "validation": len(encoded["validation"]),
+            "heldout": len(encoded["heldout"]),
+            "loss_before": before,
+            "loss_after": training.mean_loss(trained, encoded["heldout"] or encoded["validation"], config),
+            **result,
+            "seconds": time.monotonic() - started,
+            "config": asdict(config),
+            "trained_on": [p.message.id for p in split.train + split.validation],
+        }
+        write_json(self.home.adapters / VOICE / "report.json", report)
+        return report
+
+    def learn(self, progress: Progress = silent) -> dict[str, Any]:
+        """Playback, index and training in one go: what the page's button does."""
+        self.play_back(progress=progress)
+        return self.train(progress=progress)
+
+    def split(self, config: TrainConfig) -> dataset.Split:
+        """The pairs by thread and time; UserError if there are too few to train on."""
+        pairs = self.pairs()
+        if len(pairs) < 10:
+            raise UserError(f"There are {len(pairs)} playback pairs, and training needs 10: import more sent mail, then `panza playback`.")
+        return dataset.split(pairs, config.heldout, config.validation)
+
+    # Drafting
+
+    def draft(self, request: DraftRequest, stopped: Callable[[], bool] = lambda: False, adapter: bool = True) -> Iterator[Draft]:
+        """Snapshots of a draft; the last has `done`."""
+        retriever = self.retriever if self.store.count() else None
+        return Writer(self.model(adapter), self.store, retriever, self.store.my_name).draft(request, stopped)
+
+    def model(self, adapter: bool = True) -> models.TorchModel:
+        """The base, with the trained adapter if there is one and it is asked for; kept in memory until that changes."""
+        folder = self.adapter if adapter else None
+        key = (str(folder), folder.stat().st_mtime if folder else 0.0)
+        if self._model is None or self._model_key != key:
+            self._model = None  # two models at once may be too much for a laptop
+            self._model, self._model_key = models.load(self.base, folder), key
+        return self._model
+
+    @property
+    def adapter(self) -> Path | None:
+        """The folder of the trained adapter, if there is one."""
+        folder = self.home.adapters / VOICE
+        return folder if (folder / "adapter_model.safetensors").exists() else None
+
+    @property
+    def retriever(self) -> Retriever:
+        """Search over the stored mail."""
+        if self._retriever is None:
+            self._retriever = Retriever(self.store, self.home.vectors)
+        return self._retriever
+
+    # Evaluation
+
+    def evaluate(self, limit: int = 0, progress: Progress = silent) -> dict[str, Any]:
+        """Base against adapter and two floors on the held-out pairs; the report is also kept in the home.
+
+        limit: at most this many held-out pairs, drawn with a fixed seed; 0 for all.
+        """
+        from panza.evaluate import evaluate
+
+        if self.adapter is None:
+            raise UserError("There is no adapter to evaluate: `panza train` makes one.")
+        trained = read_report(self.adapter)
+        config = TrainConfig(**trained["config"])
+        split = self.split(config)
+        held = split.heldout
+        if limit and limit < len(held):
+            chosen = set(random.Random(config.seed).sample(range(len(held)), limit))
+            held = [p for i, p in enumerate(held) if i in chosen]
+        seen = set(trained["trained_on"])
+        training_pairs = [p for p in self.pairs() if p.message.id in seen]
+        systems = {name: self._system(name == "adapter", config, progress) for name in ("base", "adapter")}
+        report = evaluate(held, training_pairs, systems)
+        write_json(self.home.reports / "eval.json", report)
+        return report
+
+    def _system(self, adapter: bool, config: TrainConfig, progress: Progress) -> Callable[[Sequence[PlaybackPair]], Any]:
+        """A system under evaluation: greedy drafts and the loss of each reference, from the prompts of real drafting."""
+        from panza.evaluate import SystemOutput
+        from panza.train import losses
+
+        def answer(pairs: Sequence[PlaybackPair]) -> SystemOutput:
+            model = self.model(adapter)
+            examples = self._examples(pairs, model.chat_tokenizer, replace(config, raft=1.0, lengths=0.0), False)
+            texts = [""] * len(examples)
+            done = 0
+            for i, text in models.generate_batch(model, [e.chat for e in examples], models.Sampling()):
+                texts[i] = text
+                done += 1
+                progress(done, len(examples), f"drafting with the {'adapter' if adapter else 'base'}")
+            rows = losses(model.net, dataset.encode(examples, model.chat_tokenizer, config.most_tokens))
+            return SystemOutput(texts, [nll for nll, _ in rows], [n for _, n in rows])
+
+        return answer
+
+    def _examples(
+        self, pairs: Sequence[PlaybackPair], tokenizer: models.ChatTokenizer, config: TrainConfig, training: bool
+    ) -> list[dataset.Example]:
+        return dataset.build(
+            pairs,
+            self.store,
+            self.retriever,
+            tokenizer,
+            sender=self.store.my_name,
+            most_tokens=config.most_tokens,
+            raft=config.raft if training else 1.0,
+            lengths=config.lengths if training else 0.0,
+            seed=config.seed,
+        )

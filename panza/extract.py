@@ -1,0 +1,158 @@
+"""An instruction drawn from a mail by rules alone: headline English, requests turned into orders.
+
+The fallback of data playback, always available, and the source of the embedded model's training pairs.
+Knows English best; other languages get keywords. Knows no model.
+"""
+
+from __future__ import annotations
+
+import re
+from itertools import groupby
+
+from panza.facts import facts
+from panza.letter import middle
+from panza.types import Message
+
+MOST_SENTENCES = 3
+MOST_WORDS = 16  # of one sentence's headline
+MOST_KEYWORDS = 9
+
+_SENTENCE_END = re.compile(r"(?<=[.!?])[\"')\]]*\s+(?=[\"'(\[]?[A-Z0-9ÄÖÜÉÀ])|\n+")
+_ABBREVIATION = re.compile(r"\b(?:Mr|Mrs|Ms|Dr|St|Jr|Sr|No|vs|etc|e\.g|i\.e|a\.m|p\.m|Inc|Co|Corp|[A-Z])\.$")
+_WORD = re.compile(r"[^\W_][\w'’&./:%$€£#@+-]*[\w%]|[$€£#]?\w[\w,.:%]*\w|\w", re.UNICODE)
+
+# What a headline leaves out: articles, softeners, throat-clearing.
+_FILLER = re.compile(
+    r"\b(?:just|really|very|quite|actually|basically|simply|also|still|certainly|definitely|probably|perhaps|maybe|"
+    r"as you (?:may )?know|as (?:we )?discussed|i (?:just )?wanted to (?:let you know(?: that)?|say)|"
+    r"i am writing to|this is to (?:let you know|confirm)(?: that)?|i (?:think|believe|guess|hope|assume)(?: that)?|"
+    r"it (?:looks|seems|appears) (?:like|that)|please (?:note|be advised)(?: that)?|fyi|by the way|btw|in order|"
+    r"(?:at|for) (?:the|this) (?:moment|time)|if (?:at all )?possible|so that|the fact that|there (?:is|are|was|were))\b[,:]?\s*",
+    re.IGNORECASE,
+)
+_ARTICLE = re.compile(r"\b(?:the|an?|this|that|these|those|some|any)\s+(?=\w)", re.IGNORECASE)
+
+# (pattern on the sentence, what the instruction says). The first match wins; {to} is the recipient or "them".
+_TURNS: tuple[tuple[re.Pattern[str], str], ...] = tuple(
+    (re.compile(pattern, re.IGNORECASE | re.DOTALL), form)
+    for pattern, form in (
+        (r"^(?:many |much )?(?:thanks|thank you|thx)(?: (?:so|very) much| a lot)?(?: again)?(?: for|,| to)? (?P<x>.+)$", "thank {to} for {x}"),
+        (r"^i (?:really )?appreciate (?P<x>.+)$", "thank {to} for {x}"),
+        (r"^(?:i(?:'m| am) )?(?:so |very )?sorry(?: (?:for|about|that))? (?P<x>.+)$", "apologise for {x}"),
+        (r"^(?:please )?let me know (?P<x>.+)$", "ask {to} to let me know {x}"),
+        (r"^(?:can|could|would|will) you (?:please |kindly )?(?P<x>.+)$", "ask {to} to {x}"),
+        (r"^(?:please|pls|kindly) (?P<x>.+)$", "ask {to} to {x}"),
+        (r"^(?:can|could|shall|should|may|might) (?:i|we) (?P<x>.+)\?$", "ask if I can {x}"),
+        (r"^(?:do|did) you (?:know (?:if|whether)|think|have) (?P<x>.+)\?$", "ask {to} about {x}"),
+        (r"^(?:do|did|are|were|have|will) you (?P<x>.+)\?$", "ask if {they} {x}"),
+        (r"^(?P<x>(?:who|what|when|where|why|how|which)\b.+)\?$", "ask {x}"),
+        (r"^(?:is|are|was|does|did|has|have|do|any) (?P<x>.+)\?$", "ask about {x}"),
+        (r"^(?P<x>.+)\?$", "ask: {x}"),
+        (r"^(?:attached|enclosed|here|below) (?:is|are|please find|you will find) (?P<x>.+)$", "send {x}"),
+        (r"^(?:i have |i've )?attached (?P<x>.+)$", "send {x}"),
+        (r"^(?:congratulations|congrats) (?P<x>.+)$", "congratulate {to} {x}"),
+        (r"^(?:yes|yeah|sure|ok|okay|no problem)\b[,. ]*(?P<x>.*)$", "agree, {x}"),
+        (r"^(?:no|nope)\b[,. ]+(?P<x>.*)$", "say no, {x}"),
+        (r"^(?P<x>.+)$", "tell {to} {x}"),
+    )
+)
+
+# "you" is the reader of the mail, a third person in an instruction.
+_THEM: tuple[tuple[re.Pattern[str], str], ...] = tuple(
+    (re.compile(pattern, re.IGNORECASE), word)
+    for pattern, word in (
+        (r"\byou(?='(?:re|ve|ll|d)\b)|\byou(?= (?:are|were|have|had|will|would|can|could|should|may|might|need|want|do|did|get|know|think|see)\b)", "they"),
+        (r"\byourself\b", "themselves"), (r"\byours\b", "theirs"), (r"\byour\b", "their"), (r"\byou\b", "them"),
+    )
+)
+
+_STOP = frozenset(
+    """a about after again all also am an and any are as ask at back be because been before being but by can could did do does
+    doing done for from get give go going good got had has have having he her here him his how i if in into is it its just know let
+    like look make may me more much my need no not now of ok on one only or other our out over please put re say see send she should
+    so some take tell than thank thanks that the their them then there these they thing things think this those to too try up us
+    very want was we well were what when where which while who why will with would yes yet you your i'm i'll i've don't it's we'll
+    we're that's can't let's you're doesn't didn't isn't won't hope still sure via per both each such""".split()
+)
+
+
+def extract(message: Message, style: str = "sentence") -> str:
+    """The instruction for `message`; style "sentence" or "keywords" (prompt.INSTRUCTION_STYLES).
+
+    Never empty for a mail that has a word. Deterministic.
+    """
+    sentences = _sentences(middle(message.body)) or _sentences(message.body) or [message.subject or message.body.strip()]
+    chosen = _choose(sentences)
+    if style == "keywords" or not _english(message.body):
+        return _keywords(chosen) or " ".join(message.body.split()[:MOST_KEYWORDS])
+    to = message.to[0].label.split()[0] if message.to and message.to[0].label else "them"
+    orders = [_order(s, to if i == 0 else "them") for i, s in enumerate(chosen)]
+    return ". ".join(o[0].upper() + o[1:] for o in orders if o) or _keywords(chosen)
+
+
+def _sentences(text: str) -> list[str]:
+    """Sentences of two words or more; list items and lines count as sentences."""
+    pieces: list[str] = []
+    for piece in _SENTENCE_END.split(text):
+        if pieces and _ABBREVIATION.search(pieces[-1]):
+            pieces[-1] += " " + piece
+        else:
+            pieces.append(piece)
+    clean = (re.sub(r"^[\s>*•\-–\d.)]{1,4}(?=\D)", "", " ".join(p.split())).strip() for p in pieces if p)
+    return [s for s in clean if len(s.split()) > 1 or facts(s)]
+
+
+def _choose(sentences: list[str]) -> list[str]:
+    """The most telling sentences, in the mail's order: those with facts and requests, and the first."""
+    def weight(i: int) -> float:
+        s = sentences[i]
+        asks = s.endswith("?") or bool(re.match(r"(?i)please|can you|could you|let me know", s))
+        return min(len(facts(s)), 4) + 2 * asks + 2 * (i == 0) + min(len(s.split()), 12) / 12 - 0.1 * i
+    best = sorted(range(len(sentences)), key=weight, reverse=True)[:MOST_SENTENCES]
+    return [sentences[i] for i in sorted(best)]
+
+
+def _order(sentence: str, to: str) -> str:
+    """One sentence as an instruction: `Can you send me the file?` -> `ask Anna to send me file`."""
+    s = _FILLER.sub("", re.sub(r"\s*\([^)]*\)", "", sentence)).strip(" .!,;:-")
+    s = (s + "?") if sentence.rstrip("\"')").endswith("?") else s
+    for pattern, form in _TURNS:
+        if found := pattern.match(s):
+            x = _headline(found["x"], sentence)
+            they = "they" if to == "them" else to
+            return form.format(to=to, they=they, x=x).strip(" ,:") if x else ""
+    return ""
+
+
+def _headline(text: str, sentence: str) -> str:
+    """`text` without articles, `you` turned into `them`, cut to MOST_WORDS with the facts of the rest."""
+    for pattern, word in _THEM:
+        text = pattern.sub(word, text)
+    words = _ARTICLE.sub("", text).strip(" .!?,;:-").split()
+    if words and words[0].lower() not in ("i", "i'm", "i'll", "i've", "i'd") and not facts(words[0] + " x") and words[0].istitle():
+        words[0] = words[0].lower()
+    head = words[:MOST_WORDS]
+    while len(words) > MOST_WORDS and len(head) > MOST_WORDS - 4 and head[-1].lower().strip(",") in _STOP:
+        head.pop()
+    shown = " ".join(head)
+    left_out = [f for f in facts(sentence) if f not in shown][:3] if len(words) > MOST_WORDS else []
+    return ", ".join([shown.strip(" ,;:-"), *left_out])
+
+
+def _keywords(sentences: list[str]) -> str:
+    """Runs of telling words, at most four words a run, in order and without repeats."""
+    runs: list[str] = []
+    for s in sentences:
+        words = _WORD.findall(s)
+        for dull, group in groupby(words, key=lambda w: w.lower() in _STOP):
+            if not dull:
+                run = list(group)
+                runs += [" ".join(run[i : i + 4]) for i in range(0, len(run), 4)]
+    unique = list(dict.fromkeys(runs))
+    ranked = sorted(unique, key=lambda r: -(2 * len(facts("x " + r)) + min(len(r.split()), 3)))[:MOST_KEYWORDS]
+    return ", ".join(r for r in unique if r in ranked)
+
+
+def _english(text: str) -> bool:
+    words = [w.lower() for w in re.findall(r"[^\W\d_']+", text)]
+    return not words or sum(w in _STOP for w in words) >= 0.2 * len(words)

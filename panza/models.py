@@ -1,0 +1,256 @@
+"""The one seam to language models: load base (+ adapter), count tokens, generate text from chat messages.
+
+A backend is a class with `encode` and `generate`. Knows transformers and peft; knows no mail.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from panza.prompt import Chat
+from panza.types import UserError
+
+EMBEDDED = Path(__file__).resolve().parent.parent / "data" / "base"
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How to choose the next token. temperature 0 is greedy; seed matters only above it."""
+
+    max_tokens: int = 300
+    temperature: float = 0.0
+    top_p: float = 0.9
+    seed: int = 0
+
+
+class Model(Protocol):
+    """What drafting needs of a backend."""
+
+    name: str
+    context: int  # tokens that prompt and answer may take together
+
+    def encode(self, chat: Chat) -> list[int]:
+        """The prompt's token ids, with the mark after which the answer starts."""
+
+    def generate(self, chat: Chat, sampling: Sampling, stopped: Callable[[], bool]) -> Iterator[str]:
+        """The answer piece by piece, a token at a time; ends by itself, at max_tokens or when `stopped()`."""
+
+
+def load(base: str = "", adapter: Path | None = None) -> TorchModel:
+    """The model to draft with. base: "" for the embedded one, a directory, or a hub name."""
+    net, tokenizer = load_base(base)
+    if adapter is not None:
+        from panza.adapters import attach_saved
+
+        net = attach_saved(net, adapter, base_id(base))
+    return TorchModel(net.eval(), ChatTokenizer(tokenizer), base_id(base))
+
+
+def base_id(base: str) -> str:
+    """The name that reports and adapters carry for a base."""
+    return base or "panza-base"
+
+
+def load_base(base: str = "") -> tuple[Any, Any]:
+    """(transformers causal LM in fp32 on the CPU or bf16 on a GPU, fast tokenizer). Raises UserError if there is none.
+
+    A hub name is looked up only if it is not a directory and the user named it; nothing else touches the network.
+    """
+    quiet_libraries()
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    where = str(EMBEDDED if not base else Path(base).expanduser() if Path(base).expanduser().is_dir() else base)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    dtype = torch.bfloat16 if device == "cuda" else torch.float32
+    hub = not Path(where).is_dir()
+    if hub and (where.startswith((".", "/", "~")) or where.count("/") != 1):
+        raise UserError(f"There is no model at '{base}': give a directory with a Hugging Face model, a hub name such as "
+                        "Qwen/Qwen3-0.6B, or nothing for the embedded model.")  # fmt: skip
+    with hub_allowed(hub):
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(where, local_files_only=not hub)
+            if (Path(where) / "rows8.safetensors").exists():
+                from panza.rows8 import load_rows8
+
+                net = load_rows8(Path(where))
+            else:
+                net = AutoModelForCausalLM.from_pretrained(where, dtype=dtype, local_files_only=not hub)
+        except (OSError, ValueError, KeyError) as error:
+            raise UserError(f"The model '{base or where}' could not be loaded ({type(error).__name__}): give a directory with a "
+                            "Hugging Face causal language model, a hub name, or nothing for the embedded model.") from error  # fmt: skip
+    if not getattr(tokenizer, "is_fast", False):
+        raise UserError(f"The model '{base}' has no fast tokenizer (tokenizer.json), which Panza needs to mask the prompt.")
+    return net.to(device), tokenizer
+
+
+def quiet_libraries() -> None:
+    """Keep the libraries off the network and off the terminal; called before each is imported."""
+    os.environ.update(HF_HUB_DISABLE_TELEMETRY="1", DO_NOT_TRACK="1", TOKENIZERS_PARALLELISM="false")
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    logging.getLogger("transformers").setLevel(logging.ERROR)
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+
+
+class hub_allowed:
+    """Let the hub library use the network inside the block, if `yes`."""
+
+    def __init__(self, yes: bool) -> None:
+        self.yes = yes
+
+    def __enter__(self) -> None:
+        import huggingface_hub.constants as constants
+
+        self.before = constants.HF_HUB_OFFLINE
+        if self.yes:
+            constants.HF_HUB_OFFLINE = False
+
+    def __exit__(self, *_: object) -> None:
+        import huggingface_hub.constants as constants
+
+        constants.HF_HUB_OFFLINE = self.before
+
+
+class ChatTokenizer:
+    """Chat messages -> text -> ids, the same for training and for drafting.
+
+    Strings that the tokenizer would read as special tokens are broken inside the messages, so that no mail can
+    close its own turn.
+    """
+
+    def __init__(self, tokenizer: Any) -> None:
+        self.tokenizer = tokenizer
+        specials = {str(t) for t in tokenizer.get_added_vocab() if len(str(t)) > 2} | {str(t) for t in tokenizer.all_special_tokens}
+        self._specials = sorted(specials, key=len, reverse=True)
+        self.turn_end = self._turn_end()
+
+    def prompt(self, chat: Chat) -> str:
+        """The text of the messages, with the mark after which the answer starts."""
+        chat = [{**m, "content": self._break_specials(m["content"])} for m in chat]
+        return self._render(chat, add_generation_prompt=True)
+
+    def encode(self, chat: Chat) -> list[int]:
+        return self.tokenizer(self.prompt(chat), add_special_tokens=False)["input_ids"]
+
+    def encode_answered(self, chat: Chat, answer: str) -> tuple[list[int], list[bool]]:
+        """(ids, mask) of prompt + answer + end of turn; the mask is True on tokens that begin in the answer or its end."""
+        prompt = self.prompt(chat)
+        text = prompt + self._break_specials(answer) + self.turn_end
+        encoded = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+        return encoded["input_ids"], [end > start >= len(prompt) for start, end in encoded["offset_mapping"]]
+
+    @property
+    def stop_ids(self) -> frozenset[int]:
+        """Tokens that end an answer: the model's end of text and the first token of the template's end of turn."""
+        turn_end = self.tokenizer(self.turn_end, add_special_tokens=False)["input_ids"][:1]
+        return frozenset(i for i in (self.tokenizer.eos_token_id, *turn_end) if i is not None)
+
+    def _render(self, chat: Chat, **options: Any) -> str:
+        from jinja2 import TemplateError
+
+        if not self.tokenizer.chat_template:
+            return "".join(f"{m['content']}\n\n" for m in chat)
+        try:
+            return self.tokenizer.apply_chat_template(chat, tokenize=False, enable_thinking=False, **options)
+        except TemplateError:  # templates without a system role (Gemma): the user's turn carries it
+            system, user, *rest = chat
+            merged = [{"role": "user", "content": f"{system['content']}\n\n{user['content']}"}, *rest]
+            return self.tokenizer.apply_chat_template(merged, tokenize=False, enable_thinking=False, **options)
+
+    def _turn_end(self) -> str:
+        """What the template writes after an answer, found by rendering one."""
+        probe = "PROBE ANSWER"
+        chat = [{"role": "system", "content": "s"}, {"role": "user", "content": "u"}, {"role": "assistant", "content": probe}]
+        if not self.tokenizer.chat_template:
+            return self.tokenizer.eos_token or ""
+        tail = self._render(chat).rsplit(probe, 1)[1]
+        return tail.rstrip("\n") or self.tokenizer.eos_token or ""
+
+    def _break_specials(self, text: str) -> str:
+        for special in self._specials:
+            if special in text:
+                text = text.replace(special, f"{special[0]} {special[1:]}")
+        return text
+
+
+class TorchModel:
+    """The transformers backend: any causal LM, CPU or GPU."""
+
+    def __init__(self, net: Any, chat_tokenizer: ChatTokenizer, name: str) -> None:
+        self.net, self.chat_tokenizer, self.name = net, chat_tokenizer, name
+        self.context = int(getattr(net.config, "max_position_embeddings", 2048))
+        self._one_at_a_time = threading.Lock()
+
+    def encode(self, chat: Chat) -> list[int]:
+        return self.chat_tokenizer.encode(chat)
+
+    def generate(self, chat: Chat, sampling: Sampling, stopped: Callable[[], bool] = lambda: False) -> Iterator[str]:
+        import torch
+
+        ids = torch.tensor([self.encode(chat)], device=self.net.device)  # (1, T)
+        generator = torch.Generator().manual_seed(sampling.seed)
+        written: list[int] = []
+        shown = ""
+        cache = None
+        with self._one_at_a_time:
+            while len(written) < min(sampling.max_tokens, self.context - ids.shape[1] - len(written)) and not stopped():
+                step = ids if not written else torch.tensor([written[-1:]], device=self.net.device)
+                with torch.inference_mode():
+                    out = self.net(input_ids=step, past_key_values=cache, use_cache=True, logits_to_keep=1)
+                cache = out.past_key_values
+                token = choose(out.logits[0, -1].float().cpu(), sampling, generator)
+                if token in self.chat_tokenizer.stop_ids:
+                    break
+                written.append(token)
+                text = self.chat_tokenizer.tokenizer.decode(written, skip_special_tokens=True)
+                if not text.endswith("\ufffd"):  # half of a character: wait for its other bytes
+                    yield text[len(shown) :]
+                    shown = text
+
+
+def choose(logits: Any, sampling: Sampling, generator: Any) -> int:
+    """The next token. logits: (V,) fp32. Nucleus sampling (Holtzman et al. 2020); greedy at temperature 0."""
+    import torch
+
+    if sampling.temperature <= 0:
+        return int(logits.argmax())
+    probs, order = torch.softmax(logits / sampling.temperature, -1).sort(descending=True)
+    keep = probs.cumsum(-1) - probs < sampling.top_p
+    return int(order[torch.multinomial(probs * keep, 1, generator=generator)])
+
+
+def generate_batch(model: TorchModel, chats: Sequence[Chat], sampling: Sampling, batch: int = 16) -> Iterator[tuple[int, str]]:
+    """(index, answer) for many prompts, the long ones together, with greedy or sampled batches of left-padded rows."""
+    import torch
+
+    tokenizer = model.chat_tokenizer.tokenizer
+    prompts = [model.encode(c) for c in chats]
+    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
+    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+    for start in range(0, len(order), batch):
+        rows = order[start : start + batch]
+        longest = max(len(prompts[i]) for i in rows)
+        ids = torch.tensor([[pad] * (longest - len(prompts[i])) + prompts[i] for i in rows], device=model.net.device)  # (B, T)
+        mask = torch.tensor([[0] * (longest - len(prompts[i])) + [1] * len(prompts[i]) for i in rows], device=model.net.device)
+        torch.manual_seed(sampling.seed)
+        how = {"do_sample": False} if sampling.temperature <= 0 else {
+            "do_sample": True, "temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": 0}  # fmt: skip
+        with torch.inference_mode():
+            out = model.net.generate(input_ids=ids, attention_mask=mask, max_new_tokens=min(sampling.max_tokens, model.context - longest),
+                                     eos_token_id=sorted(model.chat_tokenizer.stop_ids), pad_token_id=pad, **how)  # fmt: skip
+        for i, row in zip(rows, out[:, longest:].tolist(), strict=True):
+            end = next((n for n, t in enumerate(row) if t in model.chat_tokenizer.stop_ids), len(row))
+            yield i, tokenizer.decode(row[:end], skip_special_tokens=True).strip()
+
+
+def model_card(folder: Path) -> dict[str, Any]:
+    """What `status` shows of a model directory: its config.json."""
+    return json.loads((folder / "config.json").read_text(encoding="utf-8"))

@@ -1,0 +1,276 @@
+"""Fine-tune an adapter on playback pairs. Knows tensors, batches and checkpoints; knows no mail.
+
+The loss counts the mail's tokens alone. Training stops when the validation loss stops falling; the held-out pairs
+are only reported on. A killed run goes on from its last checkpoint.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import random
+import shutil
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from panza import adapters
+from panza.dataset import Encoded
+from panza.home import write_json
+from panza.types import Progress, UserError, silent
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """LoRA fine-tuning. The defaults suit the embedded model and a few hundred mails."""
+
+    rank: int = field(default=16, metadata={"help": "LoRA rank"})
+    alpha: int = field(default=32, metadata={"help": "LoRA scale is alpha / rank"})
+    dropout: float = field(default=0.05, metadata={"help": "dropout before the LoRA factors"})
+    lr: float = field(default=1e-3, metadata={"help": "peak learning rate; about 2e-4 for models over 1 B parameters"})
+    epochs: int = field(default=6, metadata={"help": "most passes over the mails; stops earlier when validation loss rises"})
+    batch_tokens: int = field(default=3000, metadata={"help": "tokens of a batch, padding included"})
+    patience: int = field(default=2, metadata={"help": "epochs without a better validation loss before it stops"})
+    warmup: float = field(default=0.06, metadata={"help": "share of the steps over which the learning rate rises"})
+    weight_decay: float = field(default=0.01, metadata={"help": "AdamW weight decay"})
+    most_tokens: int = field(default=640, metadata={"help": "tokens of a prompt with its mail"})
+    raft: float = field(default=0.5, metadata={"help": "probability that a training prompt holds retrieved mails"})
+    lengths: float = field(default=0.25, metadata={"help": "probability that a training prompt names the length"})
+    heldout: float = field(default=0.2, metadata={"help": "share of the pairs, the latest threads, kept for the report"})
+    validation: float = field(default=0.1, metadata={"help": "share of the pairs that decides when to stop"})
+    seed: int = field(default=0, metadata={"help": "seed of the factors, of the order and of the prompts"})
+
+
+def train(
+    net: Any, train_set: Sequence[Encoded], validation: Sequence[Encoded], folder: Path, config: TrainConfig, progress: Progress = silent
+) -> dict[str, Any]:
+    """Train LoRA factors on `net` and leave the best ones, by validation loss, in `folder`.
+
+    Returns {"validation_before", "validation_after", "epochs": [...], "steps", "seconds"}; losses are mean nats per
+    answer token. `folder` is replaced only when training has ended; until then all lies in `<folder>.part`.
+    """
+    import torch
+
+    if not train_set:
+        raise UserError("There are no mails to train on: import sent mail and run `panza playback` first.")
+    part = folder.with_name(folder.name + ".part")
+    torch.manual_seed(config.seed)
+    net = adapters.attach_lora(net, config.rank, config.alpha, config.dropout)
+    run = _Run.start(net, part, _fingerprint(net, train_set, validation, config), config, len(_batches(train_set, config, 0)))
+    if run.epoch == 0 and run.step == 0:
+        run.before = mean_loss(net, validation or train_set, config)
+        run.best = math.inf
+    while run.epoch < config.epochs and run.stale < config.patience:
+        _one_epoch(run, train_set, config, progress)
+        loss = mean_loss(net, validation or train_set, config)
+        run.end_epoch(loss)
+        progress(run.epoch * run.steps_per_epoch, config.epochs * run.steps_per_epoch, f"epoch {run.epoch}: validation loss {loss:.3f}")
+    return run.finish(folder)
+
+
+def mean_loss(net: Any, encoded: Sequence[Encoded], config: TrainConfig) -> float:
+    """Mean nats per answer token over all of `encoded`."""
+    rows = losses(net, encoded, config.batch_tokens)
+    return sum(nll for nll, _ in rows) / max(1, sum(n for _, n in rows))
+
+
+def losses(net: Any, encoded: Sequence[Encoded], batch_tokens: int = 3000) -> list[tuple[float, int]]:
+    """(summed nats, answer tokens) of each item, in order."""
+    import torch
+
+    was_training = net.training
+    net.eval()
+    found: dict[int, tuple[float, int]] = {}
+    with torch.inference_mode():
+        for rows in _by_length(encoded, batch_tokens):
+            nll, counted = _nll(net, [encoded[i] for i in rows])
+            for i, total, n in zip(rows, nll.sum(1).tolist(), counted.sum(1).tolist(), strict=True):
+                found[i] = (total, int(n))
+    net.train(was_training)
+    return [found[i] for i in range(len(encoded))]
+
+
+def _one_epoch(run: _Run, train_set: Sequence[Encoded], config: TrainConfig, progress: Progress) -> None:
+    batches = _batches(train_set, config, run.epoch)
+    total = config.epochs * run.steps_per_epoch
+    while run.step < len(batches):
+        started = time.monotonic()
+        rows = [train_set[i] for i in batches[run.step]]
+        loss = run.update(rows, total)
+        tokens = sum(len(r.ids) for r in rows)
+        run.seconds += time.monotonic() - started
+        note = f"epoch {run.epoch + 1}/{config.epochs}, loss {loss:.3f}, {tokens / (time.monotonic() - started):.0f} tokens/s"
+        progress(run.epoch * run.steps_per_epoch + run.step, total, note)
+
+
+def _batches(train_set: Sequence[Encoded], config: TrainConfig, epoch: int) -> list[list[int]]:
+    """Batches of like length in a random order that depends on seed and epoch alone."""
+    chance = random.Random(f"{config.seed} {epoch}")
+    batches = list(_by_length(train_set, config.batch_tokens, chance))
+    chance.shuffle(batches)
+    return batches
+
+
+def _by_length(encoded: Sequence[Encoded], batch_tokens: int, chance: random.Random | None = None) -> Iterator[list[int]]:
+    """Indices in batches whose rows, padded to the longest, hold at most `batch_tokens` tokens and 16 rows."""
+    jitter = [chance.uniform(0.8, 1.25) if chance else 1.0 for _ in encoded]
+    order = sorted(range(len(encoded)), key=lambda i: len(encoded[i].ids) * jitter[i])
+    rows: list[int] = []
+    for i in order:
+        longest = max(len(encoded[j].ids) for j in (*rows, i))
+        if rows and (longest * (len(rows) + 1) > batch_tokens or len(rows) == 16):
+            yield rows
+            rows = []
+        rows.append(i)
+    if rows:
+        yield rows
+
+
+def _nll(net: Any, rows: Sequence[Encoded]) -> tuple[Any, Any]:
+    """(B, A) nats and the (B, A) mask that says which count. Rows are padded on the left, so that answers end together.
+
+    The head is computed for the last A positions alone, A being the longest stretch from an answer's start to its end.
+    """
+    import torch
+
+    T = max(len(r.ids) for r in rows)
+    A = max(len(r.ids) - r.mask.index(True) for r in rows)
+    device = next(net.parameters()).device
+    pad = [T - len(r.ids) for r in rows]
+    ids = torch.tensor([[0] * p + r.ids for p, r in zip(pad, rows, strict=True)], device=device)  # (B, T)
+    mask = torch.tensor([[False] * p + r.mask for p, r in zip(pad, rows, strict=True)], device=device)[:, -A:]  # (B, A)
+    attention = torch.tensor([[0] * p + [1] * (T - p) for p in pad], device=device)
+    positions = (attention.cumsum(1) - 1).clamp_min(0)
+    keep = min(A + 1, T)
+    logits = net(input_ids=ids, attention_mask=attention, position_ids=positions, logits_to_keep=keep, use_cache=False).logits
+    nll = torch.nn.functional.cross_entropy(logits[:, :-1].float().transpose(1, 2), ids[:, 1 - keep :], reduction="none")
+    mask = mask[:, 1 - keep :]
+    return nll * mask, mask
+
+
+class _Run:
+    """The state of one training run: what a checkpoint holds."""
+
+    def __init__(self, net: Any, part: Path, fingerprint: str, config: TrainConfig, steps_per_epoch: int) -> None:
+        import torch
+
+        self.net, self.part, self.fingerprint, self.config, self.steps_per_epoch = net, part, fingerprint, config, steps_per_epoch
+        self.weights = {name: p for name, p in net.named_parameters() if p.requires_grad}
+        self.optimizer = torch.optim.AdamW(self.weights.values(), lr=config.lr, weight_decay=config.weight_decay)
+        self.epoch = self.step = self.stale = 0
+        self.seconds = 0.0
+        self.before = self.best = math.inf
+        self.history: list[float] = []
+
+    @classmethod
+    def start(cls, net: Any, part: Path, fingerprint: str, config: TrainConfig, steps_per_epoch: int) -> _Run:
+        """A new run, or the one that `part` holds if it had the same data and settings."""
+        run = cls(net, part, fingerprint, config, steps_per_epoch)
+        state = part / "state.json"
+        if state.exists() and json.loads(state.read_text())["fingerprint"] == fingerprint:
+            run._load(json.loads(state.read_text()))
+        else:
+            shutil.rmtree(part, ignore_errors=True)
+            part.mkdir(parents=True)
+        return run
+
+    def update(self, rows: Sequence[Encoded], total_steps: int) -> float:
+        """One optimiser step; returns the batch's mean loss."""
+        import torch
+
+        done = self.epoch * self.steps_per_epoch + self.step
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.config.lr * schedule(done, total_steps, self.config.warmup)
+        torch.manual_seed(self.config.seed * 1_000_003 + done)  # dropout: the same after a resume
+        self.net.train()
+        nll, counted = _nll(self.net, rows)
+        loss = nll.sum() / counted.sum()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.weights.values(), 1.0)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.step += 1
+        if self.step % 20 == 0:
+            self._save()
+        return float(loss.detach())
+
+    def end_epoch(self, validation_loss: float) -> None:
+        """Count the epoch, keep its weights if they are the best, checkpoint."""
+        self.epoch, self.step = self.epoch + 1, 0
+        self.history.append(round(validation_loss, 4))
+        self.stale = 0 if validation_loss < self.best else self.stale + 1
+        if validation_loss < self.best:
+            self.best = validation_loss
+            self._write("best", {n: p.detach() for n, p in self.weights.items()})
+        self._save()
+
+    def finish(self, folder: Path) -> dict[str, Any]:
+        """Put the best weights into `folder`."""
+        import torch
+        from safetensors.torch import load_file
+
+        with torch.no_grad():
+            for name, best in load_file(self.part / "best.safetensors").items():
+                self.weights[name].copy_(best)
+        done = self.part / "adapter"
+        adapters.save(self.net, done)
+        shutil.rmtree(folder, ignore_errors=True)
+        done.rename(folder)
+        shutil.rmtree(self.part)
+        steps = self.epoch * self.steps_per_epoch
+        return {"validation_before": self.before, "validation_after": self.best, "epochs": self.history, "steps": steps, "seconds": self.seconds}
+
+    def _save(self) -> None:
+        """A checkpoint: tensors first, then the state that names them, so that a kill between leaves the old one."""
+        name = f"step-{self.epoch}-{self.step}"
+        tensors = {f"weight.{n}": p.detach() for n, p in self.weights.items()}
+        for n, p in self.weights.items():
+            for key, value in self.optimizer.state.get(p, {}).items():
+                tensors[f"{key}.{n}"] = value
+        self._write(name, tensors)
+        keys = ("fingerprint", "epoch", "step", "stale", "seconds", "before", "best", "history")
+        write_json(self.part / "state.json", {"tensors": name, **{k: getattr(self, k) for k in keys}})
+        for old in self.part.glob("step-*.safetensors"):
+            if old.stem != name:
+                old.unlink()
+
+    def _load(self, state: dict[str, Any]) -> None:
+        import torch
+        from safetensors.torch import load_file
+
+        for key, value in state.items():
+            if key != "tensors":
+                setattr(self, key, value)
+        tensors = load_file(self.part / f"{state['tensors']}.safetensors")
+        with torch.no_grad():
+            for n, p in self.weights.items():
+                p.copy_(tensors[f"weight.{n}"])
+                kept = {k.removesuffix(f".{n}"): v for k, v in tensors.items() if k.endswith(f".{n}") and not k.startswith("weight.")}
+                if kept:
+                    self.optimizer.state[p] = {k: v.to(p.device) if k != "step" else v for k, v in kept.items()}
+
+    def _write(self, name: str, tensors: dict[str, Any]) -> None:
+        from safetensors.torch import save_file
+
+        temp = self.part / f"{name}.tmp"
+        save_file({n: t.contiguous().cpu().clone() for n, t in tensors.items()}, temp)
+        temp.replace(self.part / f"{name}.safetensors")
+
+
+def schedule(step: int, total: int, warmup: float) -> float:
+    """Share of the peak learning rate: linear up, then a cosine down to a tenth."""
+    rise = max(1, int(total * warmup))
+    if step < rise:
+        return (step + 1) / rise
+    return 0.1 + 0.45 * (1 + math.cos(math.pi * (step - rise) / max(1, total - rise)))
+
+
+def _fingerprint(net: Any, train_set: Sequence[Encoded], validation: Sequence[Encoded], config: TrainConfig) -> str:
+    """Names data, settings and base: a checkpoint of another run is not resumed."""
+    digest = hashlib.sha256(repr((asdict(config), sum(p.numel() for p in net.parameters()))).encode())
+    for item in (*train_set, *validation):
+        digest.update(repr((item.source, item.ids)).encode())
+    return digest.hexdigest()
