@@ -10,7 +10,7 @@ import re
 from itertools import groupby
 
 from panza.facts import facts
-from panza.letter import middle
+from panza.letter import greeting, sign_off
 from panza.types import Message
 
 MOST_SENTENCES = 3
@@ -19,7 +19,6 @@ MOST_KEYWORDS = 9
 
 _SENTENCE_END = re.compile(r"(?<=[.!?])[\"')\]]*\s+(?=[\"'(\[]?[A-Z0-9ÄÖÜÉÀ])|\n+")
 _ABBREVIATION = re.compile(r"\b(?:Mr|Mrs|Ms|Dr|St|Jr|Sr|No|vs|etc|e\.g|i\.e|a\.m|p\.m|Inc|Co|Corp|[A-Z])\.$")
-_WORD = re.compile(r"[^\W_][\w'’&./:%$€£#@+-]*[\w%]|[$€£#]?\w[\w,.:%]*\w|\w", re.UNICODE)
 
 # What a headline leaves out: articles, softeners, throat-clearing.
 _FILLER = re.compile(
@@ -30,13 +29,22 @@ _FILLER = re.compile(
     r"(?:at|for) (?:the|this) (?:moment|time)|if (?:at all )?possible|so that|the fact that|there (?:is|are|was|were))\b[,:]?\s*",
     re.IGNORECASE,
 )
-_ARTICLE = re.compile(r"\b(?:the|an?|this|that|these|those|some|any)\s+(?=\w)", re.IGNORECASE)
+_ARTICLE = re.compile(r"\b(?:the|an?)\s+(?=\w)", re.IGNORECASE)
 
-# (pattern on the sentence, what the instruction says). The first match wins; {to} is the recipient or "them".
+_IMPERATIVE = (
+    "keep|call|send|use|check|give|forward|make|take|get|see|look|bring|print|sign|review|contact|ask|tell|add|put|come|try|"
+    "fax|email|e-mail|mail|set|schedule|go|have|find|remember|read|respond|reply|advise|confirm|fill|fix|change|update|talk|stop"
+)
+
+# (pattern on the sentence, what the instruction says). The first match wins; {to} is the recipient or "them",
+# {tell} "tell Anna" or "say".
 _TURNS: tuple[tuple[re.Pattern[str], str], ...] = tuple(
     (re.compile(pattern, re.IGNORECASE | re.DOTALL), form)
     for pattern, form in (
-        (r"^(?:many |much )?(?:thanks|thank you|thx)(?: (?:so|very) much| a lot)?(?: again)?(?: for|,| to)? (?P<x>.+)$", "thank {to} for {x}"),
+        (
+            r"^(?:many |much )?(?:thanks|thank you|thx)(?: (?:so|very) much| a lot)?(?: again)?(?: for|,| to)? (?P<x>.+)$",
+            "thank {to} for {x}",
+        ),
         (r"^i (?:really )?appreciate (?P<x>.+)$", "thank {to} for {x}"),
         (r"^(?:i(?:'m| am) )?(?:so |very )?sorry(?: (?:for|about|that))? (?P<x>.+)$", "apologise for {x}"),
         (r"^(?:please )?let me know (?P<x>.+)$", "ask {to} to let me know {x}"),
@@ -46,14 +54,15 @@ _TURNS: tuple[tuple[re.Pattern[str], str], ...] = tuple(
         (r"^(?:do|did) you (?:know (?:if|whether)|think|have) (?P<x>.+)\?$", "ask {to} about {x}"),
         (r"^(?:do|did|are|were|have|will) you (?P<x>.+)\?$", "ask if {they} {x}"),
         (r"^(?P<x>(?:who|what|when|where|why|how|which)\b.+)\?$", "ask {x}"),
-        (r"^(?:is|are|was|does|did|has|have|do|any) (?P<x>.+)\?$", "ask about {x}"),
+        (r"^any (?P<x>.+)\?$", "ask about {x}"),
         (r"^(?P<x>.+)\?$", "ask: {x}"),
         (r"^(?:attached|enclosed|here|below) (?:is|are|please find|you will find) (?P<x>.+)$", "send {x}"),
         (r"^(?:i have |i've )?attached (?P<x>.+)$", "send {x}"),
         (r"^(?:congratulations|congrats) (?P<x>.+)$", "congratulate {to} {x}"),
         (r"^(?:yes|yeah|sure|ok|okay|no problem)\b[,. ]*(?P<x>.*)$", "agree, {x}"),
         (r"^(?:no|nope)\b[,. ]+(?P<x>.*)$", "say no, {x}"),
-        (r"^(?P<x>.+)$", "tell {to} {x}"),
+        (rf"^(?P<x>(?:don't |do not |feel free to )?(?:{_IMPERATIVE})\b.+)$", "ask {to} to {x}"),
+        (r"^(?P<x>.+)$", "{tell} {x}"),
     )
 )
 
@@ -61,8 +70,15 @@ _TURNS: tuple[tuple[re.Pattern[str], str], ...] = tuple(
 _THEM: tuple[tuple[re.Pattern[str], str], ...] = tuple(
     (re.compile(pattern, re.IGNORECASE), word)
     for pattern, word in (
-        (r"\byou(?='(?:re|ve|ll|d)\b)|\byou(?= (?:are|were|have|had|will|would|can|could|should|may|might|need|want|do|did|get|know|think|see)\b)", "they"),
-        (r"\byourself\b", "themselves"), (r"\byours\b", "theirs"), (r"\byour\b", "their"), (r"\byou\b", "them"),
+        (r"(?<=\b(?:do|are|is) )you\b|(?<=\b(?:did|can) )you\b|(?<=\b(?:will|have|were) )you\b", "they"),
+        (
+            r"\byou(?='(?:re|ve|ll|d)\b)|\byou(?= (?:are|were|have|had|will|would|can|could|should|may|might|need|want|do|did|get|know|think|see)\b)",
+            "they",
+        ),
+        (r"\byourself\b", "themselves"),
+        (r"\byours\b", "theirs"),
+        (r"\byour\b", "their"),
+        (r"\byou\b", "them"),
     )
 )
 
@@ -81,13 +97,29 @@ def extract(message: Message, style: str = "sentence") -> str:
 
     Never empty for a mail that has a word. Deterministic.
     """
-    sentences = _sentences(middle(message.body)) or _sentences(message.body) or [message.subject or message.body.strip()]
+    sentences = (
+        _sentences(middle(message.body)) or _sentences(message.body) or [message.subject or message.body.strip()]
+    )
     chosen = _choose(sentences)
     if style == "keywords" or not _english(message.body):
         return _keywords(chosen) or " ".join(message.body.split()[:MOST_KEYWORDS])
-    to = message.to[0].label.split()[0] if message.to and message.to[0].label else "them"
+    to = message.to[0].label.split()[0] if message.to and message.to[0].label else ""
+    to = to if len(to) > 1 and to.isalpha() else "them"
     orders = [_order(s, to if i == 0 else "them") for i, s in enumerate(chosen)]
     return ". ".join(o[0].upper() + o[1:] for o in orders if o) or _keywords(chosen)
+
+
+def middle(text: str) -> str:
+    """The mail without its greeting and sign-off; all of it if nothing else is left."""
+    opened = re.match(r"\s*" + _loose(greeting(text)), text)
+    rest = text[opened.end() :] if opened else text
+    closed = re.search(_loose(sign_off(rest)) + r"\s*$", rest)
+    return (rest[: closed.start()] if closed else rest).strip() or text.strip()
+
+
+def _loose(text: str) -> str:
+    """A pattern for `text` with any white space between its words and marks."""
+    return r"\s*".join(map(re.escape, re.findall(r"\w+|[^\w\s]", text)))
 
 
 def _sentences(text: str) -> list[str]:
@@ -104,10 +136,12 @@ def _sentences(text: str) -> list[str]:
 
 def _choose(sentences: list[str]) -> list[str]:
     """The most telling sentences, in the mail's order: those with facts and requests, and the first."""
+
     def weight(i: int) -> float:
         s = sentences[i]
         asks = s.endswith("?") or bool(re.match(r"(?i)please|can you|could you|let me know", s))
         return min(len(facts(s)), 4) + 2 * asks + 2 * (i == 0) + min(len(s.split()), 12) / 12 - 0.1 * i
+
     best = sorted(range(len(sentences)), key=weight, reverse=True)[:MOST_SENTENCES]
     return [sentences[i] for i in sorted(best)]
 
@@ -120,7 +154,8 @@ def _order(sentence: str, to: str) -> str:
         if found := pattern.match(s):
             x = _headline(found["x"], sentence)
             they = "they" if to == "them" else to
-            return form.format(to=to, they=they, x=x).strip(" ,:") if x else ""
+            tell = "say" if to == "them" else f"tell {to}"
+            return form.format(to=to, they=they, tell=tell, x=x).strip(" ,:") if x else ""
     return ""
 
 
@@ -129,7 +164,12 @@ def _headline(text: str, sentence: str) -> str:
     for pattern, word in _THEM:
         text = pattern.sub(word, text)
     words = _ARTICLE.sub("", text).strip(" .!?,;:-").split()
-    if words and words[0].lower() not in ("i", "i'm", "i'll", "i've", "i'd") and not facts(words[0] + " x") and words[0].istitle():
+    if (
+        words
+        and words[0].lower() not in ("i", "i'm", "i'll", "i've", "i'd")
+        and not facts(words[0] + " x")
+        and words[0].istitle()
+    ):
         words[0] = words[0].lower()
     head = words[:MOST_WORDS]
     while len(words) > MOST_WORDS and len(head) > MOST_WORDS - 4 and head[-1].lower().strip(",") in _STOP:
@@ -143,7 +183,7 @@ def _keywords(sentences: list[str]) -> str:
     """Runs of telling words, at most four words a run, in order and without repeats."""
     runs: list[str] = []
     for s in sentences:
-        words = _WORD.findall(s)
+        words = [w for w in (w.strip(".,;:!?()\"'<>*_-") for w in s.split()) if w]
         for dull, group in groupby(words, key=lambda w: w.lower() in _STOP):
             if not dull:
                 run = list(group)
