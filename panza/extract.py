@@ -70,7 +70,7 @@ _TURNS: tuple[tuple[re.Pattern[str], str], ...] = tuple(
 _THEM: tuple[tuple[re.Pattern[str], str], ...] = tuple(
     (re.compile(pattern, re.IGNORECASE), word)
     for pattern, word in (
-        (r"(?<=\b(?:do|are|is) )you\b|(?<=\b(?:did|can) )you\b|(?<=\b(?:will|have|were) )you\b", "they"),
+        (r"(?<=\bdo )you\b|(?<=\b(?:are|did|can) )you\b|(?<=\b(?:will|have|were) )you\b", "they"),
         (
             r"\byou(?='(?:re|ve|ll|d)\b)|\byou(?= (?:are|were|have|had|will|would|can|could|should|may|might|need|want|do|did|get|know|think|see)\b)",
             "they",
