@@ -16,6 +16,7 @@ from panza.types import Message
 MOST_SENTENCES = 3
 MOST_WORDS = 16  # of one sentence's headline
 MOST_KEYWORDS = 9
+MOST_IN_A_ROW = 5  # words that stand as in the mail before a dull one is left out
 
 _SENTENCE_END = re.compile(r"(?<=[.!?])[\"')\]]*\s+(?=[\"'(\[]?[A-Z0-9ÄÖÜÉÀ])|\n+")
 _ABBREVIATION = re.compile(r"\b(?:Mr|Mrs|Ms|Dr|St|Jr|Sr|No|vs|etc|e\.g|i\.e|a\.m|p\.m|Inc|Co|Corp|[A-Z])\.$")
@@ -29,7 +30,10 @@ _FILLER = re.compile(
     r"(?:at|for) (?:the|this) (?:moment|time)|if (?:at all )?possible|so that|the fact that|there (?:is|are|was|were))\b[,:]?\s*",
     re.IGNORECASE,
 )
-_ARTICLE = re.compile(r"\b(?:the|an?)\s+(?=\w)", re.IGNORECASE)
+_ARTICLES = frozenset(("the", "a", "an"))
+_DULL = frozenset(
+    "that is are was were am be been being have has had would should so then and it there also of".split()
+)
 
 _IMPERATIVE = (
     "keep|call|send|use|check|give|forward|make|take|get|see|look|bring|print|sign|review|contact|ask|tell|add|put|come|try|"
@@ -160,15 +164,16 @@ def _order(sentence: str, to: str) -> str:
 
 
 def _headline(text: str, sentence: str) -> str:
-    """`text` without articles, `you` turned into `them`, cut to MOST_WORDS with the facts of the rest."""
+    """`text` in headline English, `you` turned into `them`, cut to MOST_WORDS with the facts of the rest."""
     for pattern, word in _THEM:
         text = pattern.sub(word, text)
-    words = _ARTICLE.sub("", text).strip(" .!?,;:-").split()
+    words = _telegram(text.strip(" .!?,;:-").split())
     if (
         words
-        and words[0].lower() not in ("i", "i'm", "i'll", "i've", "i'd")
-        and not facts(words[0] + " x")
         and words[0].istitle()
+        and not words[0].startswith("I'")
+        and words[0] != "I"
+        and not facts(f"{words[0]} x")
     ):
         words[0] = words[0].lower()
     head = words[:MOST_WORDS]
@@ -177,6 +182,19 @@ def _headline(text: str, sentence: str) -> str:
     shown = " ".join(head)
     left_out = [f for f in facts(sentence) if f not in shown][:3] if len(words) > MOST_WORDS else []
     return ", ".join([shown.strip(" ,;:-"), *left_out])
+
+
+def _telegram(words: list[str]) -> list[str]:
+    """`words` without articles, and without a dull word wherever MOST_IN_A_ROW would stand as in the mail."""
+    short: list[str] = []
+    in_a_row = 0
+    for word in words:
+        if word.lower() in _ARTICLES or (in_a_row >= MOST_IN_A_ROW and word.lower() in _DULL):
+            in_a_row = 0
+        else:
+            short.append(word)
+            in_a_row += 1
+    return short
 
 
 def _keywords(sentences: list[str]) -> str:

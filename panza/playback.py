@@ -43,7 +43,11 @@ class PlaybackReport:
 
 
 def play_back(
-    messages: Iterable[Message], model: TorchModel | None, file: Path, config: PlaybackConfig, progress: Progress = silent
+    messages: Iterable[Message],
+    model: TorchModel | None,
+    file: Path,
+    config: PlaybackConfig,
+    progress: Progress = silent,
 ) -> PlaybackReport:
     """Append a line to `file` for each sent mail that has none yet. A kill loses at most one batch."""
     done = {line["message_id"] for line in _lines(file)}
@@ -58,7 +62,7 @@ def play_back(
                 out.write(_line(pair) + "\n")
             out.flush()
     progress(len(todo), len(todo), "playing back sent mail")
-    by = Counter(line["how"] for line in _lines(file))
+    by = Counter({line["message_id"]: line["how"] for line in _lines(file)}.values())
     return PlaybackReport(sum(by.values()), dict(by), dict(rejected))
 
 
@@ -70,6 +74,11 @@ def read_pairs(file: Path, messages: Iterable[Message]) -> list[PlaybackPair]:
         if (line := by_id.get(m.id)) and line["instruction"].strip():
             pairs.append(PlaybackPair(m, line["instruction"].strip(), line["how"]))
     return sorted(pairs, key=lambda p: p.message.date)
+
+
+def count(file: Path) -> int:
+    """How many mails `file` holds an instruction for."""
+    return len({line["message_id"] for line in _lines(file)})
 
 
 def style_of(message: Message, config: PlaybackConfig) -> str:
@@ -95,7 +104,7 @@ def reject(instruction: str, message: Message) -> str:
     if asked and sum(kept(f, instruction) for f in asked) * 2 < len(asked):
         return "facts missing"
     known = " ".join([message.body, message.subject, message.quoted, *(a.label for a in (*message.to, message.sender))])
-    if any(not kept(f, known) for f in facts(instruction)):
+    if any(not kept(f, known) and not _words(f) <= _words(known) for f in facts(instruction)):
         return "facts invented"
     return ""
 
@@ -143,7 +152,7 @@ def _usable(messages: Iterable[Message], config: PlaybackConfig, rejected: Count
 def _longest_copy(instruction: str, body: str) -> int:
     """The longest run of words that both hold, names, numbers and other facts not counted."""
     a, b = (re.findall(r"[\w']+", t.lower()) for t in (instruction, body))
-    fact_words = {w for f in facts(body) for w in re.findall(r"[\w']+", f.lower())}
+    fact_words = {w for f in facts(body) for w in _words(f)}
     best, row = 0, [0] * (len(b) + 1)
     for word in a:
         new = [0] * (len(b) + 1)
@@ -155,10 +164,16 @@ def _longest_copy(instruction: str, body: str) -> int:
     return best
 
 
+def _words(text: str) -> set[str]:
+    return set(re.findall(r"[\w']+", text.lower()))
+
+
 def _line(pair: PlaybackPair) -> str:
     m = pair.message
     head = {"message_id": m.id, "instruction": pair.instruction, "how": pair.how}
-    return json.dumps({**head, "to": ", ".join(a.label for a in m.to), "subject": m.subject, "mail": m.body}, ensure_ascii=False)
+    return json.dumps(
+        {**head, "to": ", ".join(a.label for a in m.to), "subject": m.subject, "mail": m.body}, ensure_ascii=False
+    )
 
 
 def _lines(file: Path) -> Iterator[dict[str, str]]:
@@ -168,7 +183,11 @@ def _lines(file: Path) -> Iterator[dict[str, str]]:
     for number, text in enumerate(file.read_text(encoding="utf-8").splitlines(keepends=True), start=1):
         try:
             line = json.loads(text)
-            yield {"message_id": str(line["message_id"]), "instruction": str(line["instruction"]), "how": str(line.get("how", "edited"))}
+            yield {
+                "message_id": str(line["message_id"]),
+                "instruction": str(line["instruction"]),
+                "how": str(line.get("how", "edited")),
+            }
         except (ValueError, KeyError, TypeError) as error:
             if not text.endswith("\n"):
                 return  # a kill cut the last line: it is played back again
