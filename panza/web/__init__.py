@@ -1,0 +1,1 @@
+"""The page: a Gradio front end on this computer only. Importing this starts nothing."""
