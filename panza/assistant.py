@@ -39,16 +39,15 @@ class Status:
 class Assistant:
     """One user's Panza: a home folder, a base model, and what has been learnt.
 
-    base: "" for the embedded model, a directory or a hub name; remembered in the home's settings when given.
+    base: "" for the embedded model, a directory or a hub name; None for the one used last. It is remembered in the
+    home's settings once it has been loaded.
     """
 
     def __init__(self, home: Home, base: str | None = None) -> None:
         self.home = home
         settings = json.loads(home.settings.read_text(encoding="utf-8")) if home.settings.exists() else {}
-        if base is not None and base != settings.get("base", ""):
-            settings["base"] = str(Path(base).expanduser().resolve()) if base and Path(base).expanduser().is_dir() else base
-            write_json(home.settings, settings)
-        self.base: str = settings.get("base", "")
+        self.base: str = settings.get("base", "") if base is None else _absolute(base)
+        self._remembered = settings.get("base", "")
         self.store = Store(home.mail)
         self._model: models.TorchModel | None = None
         self._model_key: tuple[str, float] | None = None
@@ -57,7 +56,11 @@ class Assistant:
     def status(self) -> Status:
         """Counts and names; loads no model."""
         report = read_report(self.adapter) if self.adapter else {}
-        trained = f"trained on {report['pairs']} mails, loss {report['loss_before']:.2f} → {report['loss_after']:.2f}" if report else ""
+        trained = (
+            f"trained on {report['pairs']} mails, loss {report['loss_before']:.2f} → {report['loss_after']:.2f}"
+            if report
+            else ""
+        )
         return Status(
             mails=self.store.count(),
             sent=self.store.count(mine=True),
@@ -118,14 +121,21 @@ class Assistant:
         started = time.monotonic()
         self.index(progress)
         net, tokenizer = models.load_base(self.base)
+        self._remember_base()
         chat_tokenizer = models.ChatTokenizer(tokenizer)
         split = self.split(config)
         encoded = {
-            name: dataset.encode(self._examples(getattr(split, name), chat_tokenizer, config, name == "train"), chat_tokenizer, config.most_tokens)
+            name: dataset.encode(
+                self._examples(getattr(split, name), chat_tokenizer, config, name == "train"),
+                chat_tokenizer,
+                config.most_tokens,
+            )
             for name in ("train", "validation", "heldout")
         }
         before = training.mean_loss(net, encoded["heldout"] or encoded["validation"], config)
-        result = training.train(net, encoded["train"], encoded["validation"], self.home.adapters / VOICE, config, progress)
+        result = training.train(
+            net, encoded["train"], encoded["validation"], self.home.adapters / VOICE, config, progress
+        )
         trained = models.load(self.base, self.home.adapters / VOICE).net
         report = {
             "adapter": str(self.home.adapters / VOICE),
@@ -153,12 +163,16 @@ class Assistant:
         """The pairs by thread and time; UserError if there are too few to train on."""
         pairs = self.pairs()
         if len(pairs) < 10:
-            raise UserError(f"There are {len(pairs)} playback pairs, and training needs 10: import more sent mail, then `panza playback`.")
+            raise UserError(
+                f"There are {len(pairs)} playback pairs, and training needs 10: import more sent mail, then `panza playback`."
+            )
         return dataset.split(pairs, config.heldout, config.validation)
 
     # Drafting
 
-    def draft(self, request: DraftRequest, stopped: Callable[[], bool] = lambda: False, adapter: bool = True) -> Iterator[Draft]:
+    def draft(
+        self, request: DraftRequest, stopped: Callable[[], bool] = lambda: False, adapter: bool = True
+    ) -> Iterator[Draft]:
         """Snapshots of a draft; the last has `done`."""
         retriever = self.retriever if self.store.count() else None
         return Writer(self.model(adapter), self.store, retriever, self.store.my_name).draft(request, stopped)
@@ -170,7 +184,13 @@ class Assistant:
         if self._model is None or self._model_key != key:
             self._model = None  # two models at once may be too much for a laptop
             self._model, self._model_key = models.load(self.base, folder), key
+            self._remember_base()
         return self._model
+
+    def _remember_base(self) -> None:
+        if self.base != self._remembered:
+            write_json(self.home.settings, {"base": self.base})
+            self._remembered = self.base
 
     @property
     def adapter(self) -> Path | None:
@@ -210,7 +230,9 @@ class Assistant:
         write_json(self.home.reports / "eval.json", report)
         return report
 
-    def _system(self, adapter: bool, config: TrainConfig, progress: Progress) -> Callable[[Sequence[PlaybackPair]], Any]:
+    def _system(
+        self, adapter: bool, config: TrainConfig, progress: Progress
+    ) -> Callable[[Sequence[PlaybackPair]], Any]:
         """A system under evaluation: greedy drafts and the loss of each reference, from the prompts of real drafting."""
         from panza.evaluate import SystemOutput
         from panza.train import losses
@@ -243,3 +265,9 @@ class Assistant:
             lengths=config.lengths if training else 0.0,
             seed=config.seed,
         )
+
+
+def _absolute(base: str) -> str:
+    """A directory by its full path, so that it is found from anywhere; a hub name as it is."""
+    path = Path(base).expanduser()
+    return str(path.resolve()) if base and path.is_dir() else base

@@ -8,13 +8,17 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from panza import prompt
-from panza.mail import Store, quoted_message
+from panza.mail.quoted import quoted_message
 from panza.models import ChatTokenizer
 from panza.prompt import Chat
-from panza.retrieve import Retriever
 from panza.types import Message, PlaybackPair
+
+if TYPE_CHECKING:
+    from panza.mail import Store
+    from panza.retrieve import Retriever
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +94,13 @@ def compose(
     thread, retrieved = list(thread), list(retrieved)
     while True:
         chat = prompt.write(
-            instruction, sender=sender, recipient=recipient, subject=subject, length=length, thread=thread, retrieved=retrieved
+            instruction,
+            sender=sender,
+            recipient=recipient,
+            subject=subject,
+            length=length,
+            thread=thread,
+            retrieved=retrieved,
         )
         if fits(chat) or not (retrieved or thread):
             return chat, retrieved

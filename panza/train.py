@@ -31,7 +31,9 @@ class TrainConfig:
     alpha: int = field(default=32, metadata={"help": "LoRA scale is alpha / rank"})
     dropout: float = field(default=0.05, metadata={"help": "dropout before the LoRA factors"})
     lr: float = field(default=1e-3, metadata={"help": "peak learning rate; about 2e-4 for models over 1 B parameters"})
-    epochs: int = field(default=6, metadata={"help": "most passes over the mails; stops earlier when validation loss rises"})
+    epochs: int = field(
+        default=6, metadata={"help": "most passes over the mails; stops earlier when validation loss rises"}
+    )
     batch_tokens: int = field(default=3000, metadata={"help": "tokens of a batch, padding included"})
     patience: int = field(default=2, metadata={"help": "epochs without a better validation loss before it stops"})
     warmup: float = field(default=0.06, metadata={"help": "share of the steps over which the learning rate rises"})
@@ -39,13 +41,20 @@ class TrainConfig:
     most_tokens: int = field(default=640, metadata={"help": "tokens of a prompt with its mail"})
     raft: float = field(default=0.5, metadata={"help": "probability that a training prompt holds retrieved mails"})
     lengths: float = field(default=0.25, metadata={"help": "probability that a training prompt names the length"})
-    heldout: float = field(default=0.2, metadata={"help": "share of the pairs, the latest threads, kept for the report"})
+    heldout: float = field(
+        default=0.2, metadata={"help": "share of the pairs, the latest threads, kept for the report"}
+    )
     validation: float = field(default=0.1, metadata={"help": "share of the pairs that decides when to stop"})
     seed: int = field(default=0, metadata={"help": "seed of the factors, of the order and of the prompts"})
 
 
 def train(
-    net: Any, train_set: Sequence[Encoded], validation: Sequence[Encoded], folder: Path, config: TrainConfig, progress: Progress = silent
+    net: Any,
+    train_set: Sequence[Encoded],
+    validation: Sequence[Encoded],
+    folder: Path,
+    config: TrainConfig,
+    progress: Progress = silent,
 ) -> dict[str, Any]:
     """Train LoRA factors on `net` and leave the best ones, by validation loss, in `folder`.
 
@@ -59,7 +68,9 @@ def train(
     part = folder.with_name(folder.name + ".part")
     torch.manual_seed(config.seed)
     net = adapters.attach_lora(net, config.rank, config.alpha, config.dropout)
-    run = _Run.start(net, part, _fingerprint(net, train_set, validation, config), config, len(_batches(train_set, config, 0)))
+    run = _Run.start(
+        net, part, _fingerprint(net, train_set, validation, config), config, len(_batches(train_set, config, 0))
+    )
     if run.epoch == 0 and run.step == 0:
         run.before = mean_loss(net, validation or train_set, config)
         run.best = math.inf
@@ -67,7 +78,11 @@ def train(
         _one_epoch(run, train_set, config, progress)
         loss = mean_loss(net, validation or train_set, config)
         run.end_epoch(loss)
-        progress(run.epoch * run.steps_per_epoch, config.epochs * run.steps_per_epoch, f"epoch {run.epoch}: validation loss {loss:.3f}")
+        progress(
+            run.epoch * run.steps_per_epoch,
+            config.epochs * run.steps_per_epoch,
+            f"epoch {run.epoch}: validation loss {loss:.3f}",
+        )
     return run.finish(folder)
 
 
@@ -114,7 +129,9 @@ def _batches(train_set: Sequence[Encoded], config: TrainConfig, epoch: int) -> l
     return batches
 
 
-def _by_length(encoded: Sequence[Encoded], batch_tokens: int, chance: random.Random | None = None) -> Iterator[list[int]]:
+def _by_length(
+    encoded: Sequence[Encoded], batch_tokens: int, chance: random.Random | None = None
+) -> Iterator[list[int]]:
     """Indices in batches whose rows, padded to the longest, hold at most `batch_tokens` tokens and 16 rows."""
     jitter = [chance.uniform(0.8, 1.25) if chance else 1.0 for _ in encoded]
     order = sorted(range(len(encoded)), key=lambda i: len(encoded[i].ids) * jitter[i])
@@ -145,10 +162,17 @@ def _nll(net: Any, rows: Sequence[Encoded]) -> tuple[Any, Any]:
     attention = torch.tensor([[0] * p + [1] * (T - p) for p in pad], device=device)
     positions = (attention.cumsum(1) - 1).clamp_min(0)
     keep = min(A + 1, T)
-    logits = net(input_ids=ids, attention_mask=attention, position_ids=positions, logits_to_keep=keep, use_cache=False).logits
-    nll = torch.nn.functional.cross_entropy(logits[:, :-1].float().transpose(1, 2), ids[:, 1 - keep :], reduction="none")
+    logits = net(
+        input_ids=ids, attention_mask=attention, position_ids=positions, logits_to_keep=keep, use_cache=False
+    ).logits
+    nll = torch.nn.functional.cross_entropy(
+        logits[:, :-1].float().transpose(1, 2), ids[:, 1 - keep :], reduction="none"
+    )
     mask = mask[:, 1 - keep :]
     return nll * mask, mask
+
+
+_SAVE_EVERY = 20  # steps between checkpoints
 
 
 class _Run:
@@ -157,7 +181,13 @@ class _Run:
     def __init__(self, net: Any, part: Path, fingerprint: str, config: TrainConfig, steps_per_epoch: int) -> None:
         import torch
 
-        self.net, self.part, self.fingerprint, self.config, self.steps_per_epoch = net, part, fingerprint, config, steps_per_epoch
+        self.net, self.part, self.fingerprint, self.config, self.steps_per_epoch = (
+            net,
+            part,
+            fingerprint,
+            config,
+            steps_per_epoch,
+        )
         self.weights = {name: p for name, p in net.named_parameters() if p.requires_grad}
         self.optimizer = torch.optim.AdamW(self.weights.values(), lr=config.lr, weight_decay=config.weight_decay)
         self.epoch = self.step = self.stale = 0
@@ -193,7 +223,7 @@ class _Run:
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.step += 1
-        if self.step % 20 == 0:
+        if self.step % _SAVE_EVERY == 0:
             self._save()
         return float(loss.detach())
 
@@ -221,7 +251,13 @@ class _Run:
         done.rename(folder)
         shutil.rmtree(self.part)
         steps = self.epoch * self.steps_per_epoch
-        return {"validation_before": self.before, "validation_after": self.best, "epochs": self.history, "steps": steps, "seconds": self.seconds}
+        return {
+            "validation_before": self.before,
+            "validation_after": self.best,
+            "epochs": self.history,
+            "steps": steps,
+            "seconds": self.seconds,
+        }
 
     def _save(self) -> None:
         """A checkpoint: tensors first, then the state that names them, so that a kill between leaves the old one."""
@@ -248,7 +284,11 @@ class _Run:
         with torch.no_grad():
             for n, p in self.weights.items():
                 p.copy_(tensors[f"weight.{n}"])
-                kept = {k.removesuffix(f".{n}"): v for k, v in tensors.items() if k.endswith(f".{n}") and not k.startswith("weight.")}
+                kept = {
+                    k.removesuffix(f".{n}"): v
+                    for k, v in tensors.items()
+                    if k.endswith(f".{n}") and not k.startswith("weight.")
+                }
                 if kept:
                     self.optimizer.state[p] = {k: v.to(p.device) if k != "step" else v for k, v in kept.items()}
 

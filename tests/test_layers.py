@@ -1,0 +1,55 @@
+"""Imports go one way: compress <- panza <- app; the nouns import the standard library alone; import does no work."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+BELOW = {
+    "panza": {"pretrain", "app", "tests"},
+    "compress": {"panza", "pretrain", "app", "tests"},
+    "pretrain": {"app", "tests"},
+}
+
+
+def imported(file: Path) -> set[str]:
+    """Top-level names that a file imports, anywhere in it."""
+    names = set()
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {a.name.split(".")[0] for a in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names.add(node.module.split(".")[0])
+    return names
+
+
+@pytest.mark.parametrize("package", [p for p in BELOW if (ROOT / p).is_dir()])
+def test_a_package_imports_nothing_above_it(package: str) -> None:
+    files = list((ROOT / package).rglob("*.py"))
+    assert files or package == "compress"
+    assert {str(f.relative_to(ROOT)): bad for f in files if (bad := imported(f) & BELOW[package])} == {}
+
+
+@pytest.mark.parametrize("module", ["types", "prompt", "facts", "letter", "extract"])
+def test_the_plain_rooms_need_the_standard_library_alone(module: str) -> None:
+    assert imported(ROOT / "panza" / f"{module}.py") <= sys.stdlib_module_names | {"panza"}
+
+
+def test_importing_panza_loads_no_torch_and_prints_nothing() -> None:
+    code = "import sys, panza.cli; sys.exit('torch' in sys.modules or 'gradio' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_no_pickle_and_no_remote_code() -> None:
+    for file in [f for p in ("panza", "compress", "pretrain") for f in (ROOT / p).rglob("*.py")]:
+        text = file.read_text(encoding="utf-8")
+        assert "trust_remote_code" not in text, file
+        assert not imported(file) & {"pickle", "shelve", "dill", "joblib"}, file
+        if "torch.load(" in text:
+            assert text.count("torch.load(") == text.count("weights_only=True"), file

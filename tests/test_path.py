@@ -1,0 +1,144 @@
+"""The whole way on a tiny model, as a user types it, with every socket blocked: import, playback, train, draft, eval."""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ME
+
+ROOT = Path(__file__).resolve().parent.parent
+METRICS = {"bleu", "rouge_l", "chrf", "greeting", "sign_off", "length_ratio", "facts_kept"}
+
+# Loaded by Python itself before anything else: a connect or a look-up of a name ends the verb.
+BLOCK = """
+import socket
+def refuse(*args, **kwargs):
+    raise AssertionError("a socket was opened: %r" % (args[1:],))
+socket.socket.connect = socket.socket.connect_ex = socket.socket.sendto = refuse
+socket.getaddrinfo = socket.create_connection = refuse
+"""
+
+
+class Panza:
+    """`panza VERB ...` in a process of its own, in one home, without a network."""
+
+    def __init__(self, folder: Path) -> None:
+        (folder / "block").mkdir()
+        (folder / "block" / "sitecustomize.py").write_text(BLOCK)
+        self.home = folder / "home"
+        self.env = {
+            **os.environ, "PANZA_HOME": str(self.home), "PYTHONPATH": f"{folder / 'block'}:{ROOT}", "OMP_NUM_THREADS": "2",
+            "TMPDIR": str(folder),
+        }  # fmt: skip
+
+    def __call__(self, *words: object) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "panza.cli", *map(str, words)], env=self.env, capture_output=True, text=True
+        )
+
+    def json(self, *words: object) -> dict:
+        done = self(*words, "--json")
+        assert done.returncode == 0, done.stderr
+        assert len(done.stdout.strip().splitlines()) == 1, "exactly one JSON object"
+        return json.loads(done.stdout)
+
+
+@pytest.fixture(scope="module")
+def panza(tmp_path_factory: pytest.TempPathFactory) -> Panza:
+    return Panza(tmp_path_factory.mktemp("path"))
+
+
+@pytest.fixture(scope="module")
+def trained(panza: Panza, mailbox: Path, tiny_base: Path) -> Panza:
+    """A home after import, playback and training, each checked on the way."""
+    imported = panza.json("import", mailbox, "--me", ME)
+    assert {"seen": 80, "added": 80, "sent_by_me": 40, "dropped": {}}.items() <= imported.items()
+    assert panza.json("import", mailbox)["added"] == 0
+    played = panza.json("playback", "--base", tiny_base, "--tries", 1)
+    assert {"pairs", "rejected", "seconds"} <= played.keys() and played["pairs"] == 40
+    report = panza.json("train", "--method", "lora", "--epochs", 2, "--lr", 0.003)
+    assert {"adapter", "pairs", "heldout", "loss_before", "loss_after", "seconds"} <= report.keys()
+    assert (report["pairs"], report["validation"], report["heldout"]) == (28, 4, 8)
+    assert report["loss_after"] < report["loss_before"]
+    return panza
+
+
+def test_a_draft_names_its_sources_and_they_exist(trained: Panza) -> None:
+    draft = trained.json(
+        "draft", "tell Anna the budget works on Monday", "--to", "Anna Lee <anna.lee@example.com>", "--seed", 1
+    )
+    assert draft.keys() == {"text", "subject", "sources", "tokens", "seconds", "first_token_seconds"}
+    assert draft["tokens"] > 0 and draft["seconds"] >= draft["first_token_seconds"] > 0
+    assert draft["sources"] and all(s.endswith(("example.com", "example.org")) for s in draft["sources"])
+    again = trained.json(
+        "draft", "tell Anna the budget works on Monday", "--to", "Anna Lee <anna.lee@example.com>", "--seed", 1
+    )
+    assert again["text"] == draft["text"]
+
+
+def test_a_reply_takes_the_thread_and_its_subject(trained: Panza) -> None:
+    mail = trained.json("inbox", "--limit", 1)["mails"][0]
+    reply = trained.json("draft", "it works", "--reply-to", mail["id"])
+    assert reply["subject"] == f"Re: {mail['subject']}"
+    assert mail["id"] not in reply["sources"]
+
+
+def test_evaluation_compares_four_systems(trained: Panza) -> None:
+    report = trained.json("eval")
+    assert report["n"] == 8
+    assert report["systems"].keys() == {"base", "adapter", "floor_random", "floor_nearest"}
+    for name, system in report["systems"].items():
+        assert system.keys() >= METRICS | ({"perplexity"} if name in ("base", "adapter") else set())
+        assert all(v["low"] <= v["value"] <= v["high"] for v in system.values() if v["value"] is not None)
+    assert report["systems"]["adapter"]["perplexity"]["value"] < report["systems"]["base"]["perplexity"]["value"]
+
+
+def test_everything_is_the_users_alone_to_read(trained: Panza) -> None:
+    paths = [trained.home, *trained.home.rglob("*")]
+    assert len(paths) > 6
+    for path in paths:
+        mode = stat.S_IMODE(path.stat().st_mode)
+        assert mode == (0o700 if path.is_dir() else 0o600), f"{path} is {mode:o}"
+
+
+def test_nothing_is_written_outside_the_home(trained: Panza) -> None:
+    beside = {p.name for p in trained.home.parent.iterdir()}
+    assert beside == {"home", "block"}
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["import", "/no/such/file"], "/no/such/file"),
+        (["train", "--method", "magic"], "'magic' is no training method"),
+        (["draft", "  "], "The instruction is empty"),
+        (["draft", "yes", "--reply-to", "nobody@nowhere"], "nobody@nowhere"),
+        (["draft", "yes", "--length", "epic"], "'epic' is no length"),
+        (["draft", "yes", "--base", "/no/such/model"], "/no/such/model"),
+    ],
+)
+def test_a_mistake_is_one_sentence_and_exit_1(trained: Panza, words: list[str], sentence: str) -> None:
+    settings = (trained.home / "settings.json").read_bytes()
+    done = trained(*words)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert sentence in done.stderr and "Traceback" not in done.stderr
+    assert (trained.home / "settings.json").read_bytes() == settings
+
+
+def test_wrong_usage_is_exit_2(panza: Panza) -> None:
+    assert panza("draft").returncode == 2
+    assert panza("no-such-verb").returncode == 2
+
+
+def test_an_empty_home_says_what_to_do_first(tmp_path: Path) -> None:
+    empty = Panza(tmp_path)
+    for words in (["playback"], ["train"], ["eval"]):
+        done = empty(*words)
+        assert done.returncode == 1 and "panza" in done.stderr, done.stderr

@@ -1,0 +1,132 @@
+"""Training: the loss is on the mail alone, it falls, a killed run goes on as if nothing had happened."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from panza import models
+from panza.dataset import Example, encode
+from panza.train import TrainConfig, _batches, losses, mean_loss, schedule, train
+from panza.types import UserError
+
+CONFIG = TrainConfig(epochs=3, lr=3e-3, batch_tokens=600, patience=9, dropout=0.1, rank=4, alpha=8)
+
+
+def examples(n: int) -> list[Example]:
+    days = ["Monday", "Tuesday", "Friday"]
+    return [
+        Example(
+            f"m{i}",
+            [
+                {"role": "system", "content": "You write mail."},
+                {"role": "user", "content": f"Instruction: meet {days[i % 3]} at {i}"},
+            ],
+            f"Hello Anna,\n\nwe meet on {days[i % 3]} at {i}:00.\n\nAll the best,\nMara",
+        )
+        for i in range(n)
+    ]
+
+
+def loaded(base: Path) -> tuple:
+    net, tokenizer = models.load_base(str(base))
+    chat_tokenizer = models.ChatTokenizer(tokenizer)
+    return net, encode(examples(24), chat_tokenizer, 400)
+
+
+def test_the_loss_is_that_of_the_answer_alone(tiny_base: Path) -> None:
+    net, encoded = loaded(tiny_base)
+    for item, (nll, tokens) in zip(encoded[:5], losses(net, encoded[:5], batch_tokens=2000), strict=True):
+        ids = torch.tensor([item.ids])
+        with torch.no_grad():
+            logp = net(input_ids=ids).logits[0, :-1].log_softmax(-1)
+        expected = -sum(logp[t - 1, item.ids[t]].item() for t, counts in enumerate(item.mask) if counts)
+        assert tokens == sum(item.mask)
+        assert nll == pytest.approx(expected, rel=1e-4)
+
+
+def test_batches_hold_every_item_once_and_respect_the_budget(tiny_base: Path) -> None:
+    _, encoded = loaded(tiny_base)
+    for epoch in range(3):
+        batches = _batches(encoded, CONFIG, epoch)
+        assert sorted(i for b in batches for i in b) == list(range(24))
+        assert all(len(b) * max(len(encoded[i].ids) for i in b) <= CONFIG.batch_tokens for b in batches if len(b) > 1)
+    assert _batches(encoded, CONFIG, 0) != _batches(encoded, CONFIG, 1)
+
+
+def test_training_lowers_the_loss_and_the_folder_holds_the_best_adapter(tiny_base: Path, tmp_path: Path) -> None:
+    net, encoded = loaded(tiny_base)
+    report = train(net, encoded[:18], encoded[18:], tmp_path / "voice", CONFIG)
+    assert report["validation_after"] < 0.9 * report["validation_before"]
+    files = {p.name for p in (tmp_path / "voice").iterdir()}
+    assert files == {"adapter_model.safetensors", "adapter_config.json"}
+    assert not (tmp_path / "voice.part").exists()
+    again = models.load(str(tiny_base), tmp_path / "voice").net
+    assert mean_loss(again, encoded[18:], CONFIG) == pytest.approx(report["validation_after"], rel=1e-4)
+
+
+def test_it_stops_when_validation_rises(tiny_base: Path, tmp_path: Path) -> None:
+    net, encoded = loaded(tiny_base)
+    reckless = TrainConfig(epochs=20, lr=1.0, batch_tokens=600, patience=1, rank=4, alpha=8)
+    report = train(net, encoded[:18], encoded[18:], tmp_path / "voice", reckless)
+    assert len(report["epochs"]) < 20
+
+
+def test_a_killed_run_ends_with_the_weights_of_an_undisturbed_one(tiny_base: Path, tmp_path: Path) -> None:
+    whole, killed = tmp_path / "whole" / "voice", tmp_path / "killed" / "voice"
+    script = textwrap.dedent(
+        f"""
+        import sys; sys.path[:0] = {[str(Path(__file__).parent), str(Path(__file__).parent.parent)]!r}
+        from pathlib import Path
+        import test_train, panza.train as t
+        t._Run.update.__globals__["_SAVE_EVERY"] = 2
+        net, encoded = test_train.loaded(Path({str(tiny_base)!r}))
+        t.train(net, encoded[:18], encoded[18:], Path(sys.argv[1]), test_train.CONFIG)
+        """
+    )
+    run = [sys.executable, "-c", script]
+    subprocess.run([*run, str(whole)], check=True)
+    process = subprocess.Popen([*run, str(killed)])
+    state = killed.with_name("voice.part") / "state.json"
+    deadline = time.monotonic() + 120
+    while not (state.exists() and json.loads(state.read_text())["epoch"] >= 1) and time.monotonic() < deadline:
+        time.sleep(0.002)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    assert state.exists() and not killed.exists(), "it was to be killed in the middle"
+    subprocess.run([*run, str(killed)], check=True)
+    from safetensors.torch import load_file
+
+    a, b = (load_file(folder / "adapter_model.safetensors") for folder in (whole, killed))
+    assert a.keys() == b.keys()
+    for name in a:
+        torch.testing.assert_close(a[name], b[name], rtol=1e-4, atol=1e-6)
+
+
+def test_an_adapter_of_another_base_is_refused(tiny_base: Path, tmp_path: Path) -> None:
+    net, encoded = loaded(tiny_base)
+    train(net, encoded[:6], encoded[6:8], tmp_path / "voice", TrainConfig(epochs=1, rank=2, alpha=4))
+    (tmp_path / "voice" / "report.json").write_text(json.dumps({"base": "another"}))
+    with pytest.raises(UserError, match="was trained on 'another'"):
+        models.load(str(tiny_base), tmp_path / "voice")
+
+
+def test_nothing_to_train_on_is_a_sentence(tiny_base: Path, tmp_path: Path) -> None:
+    net, _ = loaded(tiny_base)
+    with pytest.raises(UserError, match="no mails to train on"):
+        train(net, [], [], tmp_path / "voice", CONFIG)
+
+
+def test_schedule_rises_then_falls_to_a_tenth() -> None:
+    rates = [schedule(s, 100, 0.1) for s in range(100)]
+    assert max(rates) == pytest.approx(1.0) and rates.index(max(rates)) in (9, 10)
+    assert rates[0] < 0.2 and rates[-1] == pytest.approx(0.1, abs=0.02)
