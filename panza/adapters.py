@@ -13,7 +13,9 @@ def attach_lora(net: Any, rank: int, alpha: int, dropout: float) -> Any:
     """`net` with fresh LoRA factors on every linear layer but the head (Hu et al. 2021; B = 0, so nothing changes yet)."""
     from peft import LoraConfig, get_peft_model
 
-    config = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules="all-linear", task_type="CAUSAL_LM", bias="none")
+    config = LoraConfig(
+        r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules="all-linear", task_type="CAUSAL_LM", bias="none"
+    )
     return get_peft_model(net, config)
 
 
@@ -25,7 +27,9 @@ def attach_saved(net: Any, folder: Path, base: str) -> Any:
         raise UserError(f"There is no adapter in {folder}: train one with `panza train`, or draft with --adapter none.")
     trained_on = read_report(folder).get("base", base)
     if trained_on != base:
-        raise UserError(f"The adapter in {folder} was trained on '{trained_on}', not on '{base}': name that base, or train again.")
+        raise UserError(
+            f"The adapter in {folder} was trained on '{trained_on}', not on '{base}': name that base, or train again."
+        )
     return PeftModel.from_pretrained(net, str(folder), local_files_only=True)
 
 

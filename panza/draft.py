@@ -38,7 +38,11 @@ class Writer:
         for piece in self.model.generate(chat, sampling, stopped):
             now = time.monotonic() - started
             draft = replace(
-                draft, text=draft.text + piece, tokens=draft.tokens + 1, seconds=now, first_token_seconds=draft.first_token_seconds or now
+                draft,
+                text=draft.text + piece,
+                tokens=draft.tokens + 1,
+                seconds=now,
+                first_token_seconds=draft.first_token_seconds or now,
             )
             yield draft
         draft = replace(draft, text=draft.text.strip())
@@ -57,7 +61,9 @@ class Writer:
         found: list[Message] = []
         if self.retriever is not None:
             not_thread = thread[-1].thread if thread else ""
-            found = self.retriever.search(request.instruction, RETRIEVED, not_thread=not_thread, correspondent=recipient.email)
+            found = self.retriever.search(
+                request.instruction, RETRIEVED, not_thread=not_thread, correspondent=recipient.email
+            )
         room = self.model.context - ANSWER_ROOM
         return compose(
             request.instruction,
@@ -77,7 +83,9 @@ class Writer:
         try:
             newest = self.store.get(message_id.strip().strip("<>"))
         except KeyError:
-            raise UserError(f"There is no mail with the Message-ID '{message_id}': `panza inbox` lists those that can be answered.") from None
+            raise UserError(
+                f"There is no mail with the Message-ID '{message_id}': `panza inbox` lists those that can be answered."
+            ) from None
         earlier = [m for m in self.store.thread(newest.thread).messages if m.date < newest.date]
         return [*earlier[-2:], newest]
 

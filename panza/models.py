@@ -87,7 +87,9 @@ def load_base(base: str = "") -> tuple[Any, Any]:
             raise UserError(f"The model '{base or where}' could not be loaded ({type(error).__name__}): give a directory with a "
                             "Hugging Face causal language model, a hub name, or nothing for the embedded model.") from error  # fmt: skip
     if not getattr(tokenizer, "is_fast", False):
-        raise UserError(f"The model '{base}' has no fast tokenizer (tokenizer.json), which Panza needs to mask the prompt.")
+        raise UserError(
+            f"The model '{base}' has no fast tokenizer (tokenizer.json), which Panza needs to mask the prompt."
+        )
     return net.to(device), tokenizer
 
 
@@ -128,7 +130,9 @@ class ChatTokenizer:
 
     def __init__(self, tokenizer: Any) -> None:
         self.tokenizer = tokenizer
-        specials = {str(t) for t in tokenizer.get_added_vocab() if len(str(t)) > 2} | {str(t) for t in tokenizer.all_special_tokens}
+        specials = {str(t) for t in tokenizer.get_added_vocab() if len(str(t)) > 2} | {
+            str(t) for t in tokenizer.all_special_tokens
+        }
         self._specials = sorted(specials, key=len, reverse=True)
         self.turn_end = self._turn_end()
 
@@ -168,7 +172,11 @@ class ChatTokenizer:
     def _turn_end(self) -> str:
         """What the template writes after an answer, found by rendering one."""
         probe = "PROBE ANSWER"
-        chat = [{"role": "system", "content": "s"}, {"role": "user", "content": "u"}, {"role": "assistant", "content": probe}]
+        chat = [
+            {"role": "system", "content": "s"},
+            {"role": "user", "content": "u"},
+            {"role": "assistant", "content": probe},
+        ]
         if not self.tokenizer.chat_template:
             return self.tokenizer.eos_token or ""
         tail = self._render(chat).rsplit(probe, 1)[1]
@@ -227,7 +235,9 @@ def choose(logits: Any, sampling: Sampling, generator: Any) -> int:
     return int(order[torch.multinomial(probs * keep, 1, generator=generator)])
 
 
-def generate_batch(model: TorchModel, chats: Sequence[Chat], sampling: Sampling, batch: int = 16) -> Iterator[tuple[int, str]]:
+def generate_batch(
+    model: TorchModel, chats: Sequence[Chat], sampling: Sampling, batch: int = 16
+) -> Iterator[tuple[int, str]]:
     """(index, answer) for many prompts, the long ones together, with greedy or sampled batches of left-padded rows."""
     import torch
 
@@ -238,8 +248,12 @@ def generate_batch(model: TorchModel, chats: Sequence[Chat], sampling: Sampling,
     for start in range(0, len(order), batch):
         rows = order[start : start + batch]
         longest = max(len(prompts[i]) for i in rows)
-        ids = torch.tensor([[pad] * (longest - len(prompts[i])) + prompts[i] for i in rows], device=model.net.device)  # (B, T)
-        mask = torch.tensor([[0] * (longest - len(prompts[i])) + [1] * len(prompts[i]) for i in rows], device=model.net.device)
+        ids = torch.tensor(
+            [[pad] * (longest - len(prompts[i])) + prompts[i] for i in rows], device=model.net.device
+        )  # (B, T)
+        mask = torch.tensor(
+            [[0] * (longest - len(prompts[i])) + [1] * len(prompts[i]) for i in rows], device=model.net.device
+        )
         torch.manual_seed(sampling.seed)
         how = {"do_sample": False} if sampling.temperature <= 0 else {
             "do_sample": True, "temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": 0}  # fmt: skip
