@@ -17,7 +17,8 @@ from sacrebleu.metrics import BLEU, CHRF
 from panza.facts import facts, kept
 from panza.letter import greeting_form, sign_off
 
-Row = tuple[float, ...]
+Row = tuple[float, ...]  # one mail's numbers; those of several mails are summed
+Pool = Callable[[np.ndarray], float]  # the sums -> the value
 
 
 def bleu(draft: str, reference: str, instruction: str) -> Row:
@@ -83,7 +84,7 @@ class Metric:
     """`row` measures one mail (draft, reference, instruction); `pool` turns the sum of rows into the value."""
 
     row: Callable[[str, str, str], Row]
-    pool: Callable[[np.ndarray], float] = ratio
+    pool: Pool = ratio
 
 
 METRICS: dict[str, Metric] = {
