@@ -55,19 +55,19 @@ def records(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def part_of(key: str, author: str) -> str:
-    """"train", "authors" (validation: an author never trained on) or "mails" (validation: a known author's mail)."""
-    if _share(author) < VALIDATION_AUTHORS:
+    """ "train", "authors" (validation: an author never trained on) or "mails" (validation: a known author's mail)."""
+    if stable_share(author) < VALIDATION_AUTHORS:
         return "authors"
-    return "mails" if _share(key) < VALIDATION_SHARE else "train"
+    return "mails" if stable_share(key) < VALIDATION_SHARE else "train"
 
 
-def _share(key: str) -> float:
+def stable_share(key: str) -> float:
     """A stable number in 0..1."""
     return int.from_bytes(hashlib.sha256(key.encode()).digest()[:6], "big") / 2**48
 
 
 def person(who: str) -> Person:
-    """"eric.bass@enron.com" -> Eric Bass; "Mills, Cheryl D" -> Cheryl Mills; an odd address -> its first word."""
+    """ "eric.bass@enron.com" -> Eric Bass; "Mills, Cheryl D" -> Cheryl Mills; an odd address -> its first word."""
     if "@" not in who:
         last, _, first = who.partition(",")
         words = [*first.split()[:1], last.strip()] if first.strip() else [*who.split(), "", ""]
@@ -167,7 +167,12 @@ def drop_signature(text: str) -> str:
     """Cut titles, firms, numbers and addresses from the short lines at the end; the name above them stays."""
     lines = text.rstrip().split("\n")
     start = len(lines)
-    while start and len(lines) - start < 10 and len(lines[start - 1]) < 60 and not re.search(r"[?!]$|\w{3,}\.$", lines[start - 1]):
+    while (
+        start
+        and len(lines) - start < 10
+        and len(lines[start - 1]) < 60
+        and not re.search(r"[?!]$|\w{3,}\.$", lines[start - 1])
+    ):
         start -= 1
     for i in range(max(start, 1), len(lines)):
         if _SIGNATURE.search(lines[i]) and not _BULLET.match(lines[i]):
@@ -179,7 +184,9 @@ def drop_signature(text: str) -> str:
 
 _SOUNDS = "ba be bo da de do fa ka ke ko la le lo ma me mo na ne no pa ra re ri ro sa se si so ta te ti to va ve vi za".split()
 _DOMAINS = ("example.com", "example.org", "example.net", "mail.example", "post.example")
-_STREETS = "Oak Elm Maple Cedar Mill Park Lake Hill River Church Station Market Garden Bridge North South Green High".split()
+_STREETS = (
+    "Oak Elm Maple Cedar Mill Park Lake Hill River Church Station Market Garden Bridge North South Green High".split()
+)
 _KINDS = ("Street", "Avenue", "Road", "Lane", "Drive")
 
 
@@ -210,7 +217,12 @@ PERSONAL = (
     (re.compile(r"[\w.+'-]+@[\w-]+(?:\.[\w-]+)+|\S+@\S+"), _email),
     (re.compile(r"(?:https?://|www\.)\S{40,}"), lambda m, rng: f"http://www.{invented_word(rng)}.example"),
     (re.compile(r"\b\d{3}-\d{2}-\d{4}\b|\b(?:\d[ -]?){13,16}\b"), _digits),
-    (re.compile(r"(?<![\w-])(?:\+?1[-. ]?)?(?:\(\d{3}\) ?|\d{3}[-./ ]{1,3})\d{3}[-. ]{1,2}\d{4}\b|(?<![\w-])\d{3}-\d{4}\b"), _phone),
+    (
+        re.compile(
+            r"(?<![\w-])(?:\+?1[-. ]?)?(?:\(\d{3}\) ?|\d{3}[-./ ]{1,3})\d{3}[-. ]{1,2}\d{4}\b|(?<![\w-])\d{3}-\d{4}\b"
+        ),
+        _phone,
+    ),
     (re.compile(r"\b(?:ext\.?|extension|x) ?\d?[- ]?\d{4,5}\b", re.IGNORECASE), _digits),
     (
         re.compile(
@@ -234,8 +246,12 @@ def holds_personal(text: str) -> bool:
 
 
 _QUOTED_FROM = re.compile(r"^[ \t]*(?:From|De|Von):[ \t]*\"?([^<\"\n@\[]{2,50})", re.MULTILINE)
-_QUOTED_HEAD = re.compile(r"^[ \t]*(?:From|Sent|To|Cc|Bcc|Subject|Date|Importance|Reply-to)[ \t]*:.*(?:\n[ \t]{2,}\S.*)*\n?", re.M | re.I)
-_QUOTED_FIRST = re.compile(r"^[ \t\n]*\"?([A-Z][\w.,' -]{2,40}?)\"?(?: <\S+>)?(?: on)?[ \t\n]+\d\d?/\d\d?/\d{2,4}.*$", re.M)
+_QUOTED_HEAD = re.compile(
+    r"^[ \t]*(?:From|Sent|To|Cc|Bcc|Subject|Date|Importance|Reply-to)[ \t]*:.*(?:\n[ \t]{2,}\S.*)*\n?", re.M | re.I
+)
+_QUOTED_FIRST = re.compile(
+    r"^[ \t\n]*\"?([A-Z][\w.,' -]{2,40}?)\"?(?: <\S+>)?(?: on)?[ \t\n]+\d\d?/\d\d?/\d{2,4}.*$", re.M
+)
 
 
 def newest_quoted(quoted: str) -> tuple[str, str]:
@@ -251,7 +267,7 @@ def newest_quoted(quoted: str) -> tuple[str, str]:
 
 
 def _name_in(text: str) -> str:
-    """"Hayden, Frank" or "Anne Labbe/ENRON" -> "Frank Hayden", "Anne Labbe"."""
+    """ "Hayden, Frank" or "Anne Labbe/ENRON" -> "Frank Hayden", "Anne Labbe"."""
     text = text.split("/")[0].strip(" \"'")
     last, comma, first = text.partition(",")
     words = f"{first.strip()} {last.strip()}".split() if comma else text.split()

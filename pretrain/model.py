@@ -90,10 +90,10 @@ class Attention(nn.Module):
         B, T, _ = x.shape
         s = self.s
         # One product for three: at this width reading x costs more than the arithmetic.
-        qkv = F.linear(x, torch.cat((self.q_proj.weight, self.k_proj.weight, self.v_proj.weight)))
+        qkv = F.linear(x, torch.cat((self.q_proj.weight, self.k_proj.weight, self.v_proj.weight)).to(x.dtype))
         q, k, v = qkv.view(B, T, -1, s.head).transpose(1, 2).split((s.heads, s.kv_heads, s.kv_heads), dim=1)
         y = attend(rotate(q, cos, sin), rotate(k, cos, sin), v, mask)  # (B, H, T, head)
-        return self.o_proj(y.transpose(1, 2).reshape(B, T, s.hidden))
+        return F.linear(y.transpose(1, 2).reshape(B, T, s.hidden), self.o_proj.weight.to(x.dtype))
 
 
 class SwiGLU(nn.Module):
@@ -104,8 +104,8 @@ class SwiGLU(nn.Module):
         self.down_proj = nn.Linear(s.ffn, s.hidden, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        gate, up = F.linear(x, torch.cat((self.gate_proj.weight, self.up_proj.weight))).chunk(2, dim=-1)
-        return self.down_proj(F.silu(gate) * up)
+        gate, up = F.linear(x, torch.cat((self.gate_proj.weight, self.up_proj.weight)).to(x.dtype)).chunk(2, dim=-1)
+        return F.linear(F.silu(gate) * up, self.down_proj.weight.to(x.dtype))
 
 
 class Block(nn.Module):
@@ -138,16 +138,18 @@ class Llama(nn.Module):
         return self
 
     def hidden(self, tokens: Tensor, mask: BlockMask | Tensor | None = None) -> Tensor:
-        """tokens (B, T) -> (B, T, hidden)."""
+        """tokens (B, T) -> (B, T, hidden): bf16 on a GPU, where the weights stay fp32 for the optimiser."""
         cos, sin = rope_tables(self.shape, tokens.shape[1], tokens.device)
         x = self.embed_tokens(tokens)
+        x = x.bfloat16() if x.is_cuda else x
         for layer in self.layers:
             x = layer(x, cos, sin, mask)
         return self.norm(x)
 
     def forward(self, tokens: Tensor, targets: Tensor, mask: BlockMask | Tensor | None = None) -> Tensor:
         """Sum of the cross-entropy in nats over the targets that are not -100."""
-        logits = F.linear(self.hidden(tokens, mask), self.embed_tokens.weight)
+        x = self.hidden(tokens, mask)
+        logits = F.linear(x, self.embed_tokens.weight.to(x.dtype))  # (B, T, vocab)
         return F.cross_entropy(logits.float().flatten(0, 1), targets.flatten(), ignore_index=-100, reduction="sum")
 
 

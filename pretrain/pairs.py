@@ -16,7 +16,7 @@ from panza.extract import extract
 from panza.facts import facts, kept
 from panza.letter import greeting, sign_off
 from panza.types import Address, Message
-from pretrain.corpus import Mail, Person, holds_personal
+from pretrain.corpus import Mail, Person, holds_personal, stable_share
 from pretrain.names import Names
 from pretrain.swap import Swap
 from pretrain.tokenizer import chat_text
@@ -38,6 +38,7 @@ class Rates:
     letter: float = 0.45  # of mails with neither greeting nor sign-off: both are added
     subject: float = 0.5
     most_words: int = 160
+    lower_start: float = 0.15  # of the mails that begin in lower case
     unsupported: float = 0.34  # most facts of a mail that its prompt may lack
 
 
@@ -51,7 +52,13 @@ class Item:
     instruction: str = ""
 
 
-def items(mails: Iterable[Mail], names: Names, seed: int, rates: Rates = Rates()) -> Iterator[Item]:  # noqa: B008
+def items(
+    mails: Iterable[Mail],
+    names: Names,
+    seed: str,
+    rates: Rates = Rates(),  # noqa: B008
+    swap: Callable[[random.Random, Names, tuple[Person, ...]], Swap] = Swap,
+) -> Iterator[Item]:
     """One item for each usable mail; another seed gives other swaps, instructions and company."""
     by_author: dict[str, list[Mail]] = defaultdict(list)
     listed = list(mails)
@@ -59,7 +66,7 @@ def items(mails: Iterable[Mail], names: Names, seed: int, rates: Rates = Rates()
         by_author[m.author].append(m)
     for m in listed:
         rng = random.Random(f"{seed} {m.key}")
-        if usable(m, rates) and (item := _item(m, by_author[m.author], names, rng, rates)):
+        if usable(m, rates) and (item := _item(m, by_author[m.author], names, rng, rates, swap)):
             yield item
 
 
@@ -73,14 +80,23 @@ def usable(m: Mail, rates: Rates) -> bool:
         and letters > 0.86 * len(m.body)
         and small > 0.6 * letters * 0.8
         and not holds_personal(m.body)
+        and (m.body.lstrip("\"'(*-$0123456789 ")[:1].isupper() or stable_share(m.key) < rates.lower_start)
         and m.body.count("\n") < 16
-        and not re.search(r"(?i)\b(?:viagra|unsubscribe|click here|confidentiality notice|fuck|nigg|faggot|rape)\b|= ?20|=\n", m.body)
+        and not re.search(
+            r"(?i)\b(?:viagra|unsubscribe|click here|confidentiality notice|fuck|nigg|faggot|rape)\b|= ?20|=\n", m.body
+        )
     )
 
 
-def _item(m: Mail, others: list[Mail], names: Names, rng: random.Random, rates: Rates) -> Item | None:
-    people = (m.sender, *m.to[:6], _as_person(m.quoted_from))
-    swap = Swap(rng, names, people)
+def _item(
+    m: Mail,
+    others: list[Mail],
+    names: Names,
+    rng: random.Random,
+    rates: Rates,
+    make_swap: Callable[[random.Random, Names, tuple[Person, ...]], Swap],
+) -> Item | None:
+    swap = make_swap(rng, names, (m.sender, *m.to[:6], _as_person(m.quoted_from)))
     sender = _signed_sender(m)
     message = Message(
         id=m.key,
@@ -101,7 +117,8 @@ def _item(m: Mail, others: list[Mail], names: Names, rng: random.Random, rates: 
 
 def _write(m: Mail, message: Message, others: list[Mail], swap: Swap, rng: random.Random, rates: Rates) -> Item | None:
     thread = []
-    if m.quoted and rng.random() < rates.thread:
+    forward = re.match(r"(?i)\s*fwd?:", m.subject)
+    if m.quoted and not forward and rng.random() < rates.thread:
         who = swap.person(_as_person(m.quoted_from)) if m.quoted_from else Person("", "")
         subject = re.sub(r"(?i)^\s*(?:re|fw|fwd):\s*", "", message.subject)
         thread = [Message(m.key, 0, _address(who), (), (), subject, swap(m.quoted)[:1500])]
@@ -110,7 +127,10 @@ def _write(m: Mail, message: Message, others: list[Mail], swap: Swap, rng: rando
     if rng.random() < rates.needed and (moved := _move_fact(message, retrieved, rng)):
         basis, retrieved = moved
     instruction = instruct(basis, rng, rates)
-    recipient = "" if len(message.to) > 3 or rng.random() < rates.no_recipient else _recipient(message, rng)
+    named = bool(message.to) and bool(message.to[0].label) and message.to[0].label.split()[0] in message.body
+    recipient = (
+        _recipient(message, rng) if named or (len(message.to) <= 3 and rng.random() >= rates.no_recipient) else ""
+    )
     long = len(message.body.split()) >= prompt.LENGTHS["long"]  # so that a mail of unnamed length is a short one
     has_subject = message.subject and (thread or rng.random() < rates.subject)
     chat = prompt.write(
@@ -172,7 +192,13 @@ def _signed_sender(m: Mail) -> Person:
     """The sender, with the first name that the mail is signed with where the address shows only one word."""
     signed = sign_off(m.body)
     word = signed.replace("\n", " ").split()[-1].strip(".,-") if signed else ""
-    if not m.sender.last and word.isalpha() and word.istitle() and len(word) > 2 and word.lower() != m.sender.first.lower():
+    if (
+        not m.sender.last
+        and word.isalpha()
+        and word.istitle()
+        and len(word) > 2
+        and word.lower() != m.sender.first.lower()
+    ):
         return Person(word, m.sender.first)
     return m.sender
 
@@ -184,9 +210,14 @@ def _letter(body: str, sender: Person, to: list[Person], rng: random.Random, rat
     last = body.rsplit("\n", 1)[-1].strip(" -–.,")
     if found and (last == found["name"] or body[found.start("name") - 2 : found.start("name") - 1] in ".!?,"):
         body = _resigned(body, found, sender)
-    if not sign_off(body) and not greeting(body) and rng.random() < rates.letter and not body.endswith(sender.first):
+    if not sign_off(body) and not greeting(body) and rng.random() < rates.letter and not _ends_with(body, sender):
         return _as_letter(body, sender, to, rng)
     return body
+
+
+def _ends_with(body: str, sender: Person) -> bool:
+    last = body.rstrip(" .-").rsplit(None, 1)[-1].lower()
+    return last in (sender.first.lower(), sender.last.lower())
 
 
 def _greeted(body: str, to: list[Person]) -> str:
@@ -229,7 +260,17 @@ _CLOSING_WORDS = frozenset(
 )
 
 _HELLOS = ("Hi {0},", "{0},", "Hello {0},", "Hi {0},", "{0} -", "Dear {0},", "Hey {0},", "{0},")
-_BYES = ("Thanks,", "Best,", "Regards,", "Best regards,", "Thank you,", "Thanks!", "Cheers,", "Kind regards,", "Thanks,")
+_BYES = (
+    "Thanks,",
+    "Best,",
+    "Regards,",
+    "Best regards,",
+    "Thank you,",
+    "Thanks!",
+    "Cheers,",
+    "Kind regards,",
+    "Thanks,",
+)
 
 
 def _as_letter(body: str, sender: Person, to: list[Person], rng: random.Random) -> str:
@@ -249,10 +290,12 @@ def _retrieved(m: Mail, others: list[Mail], swap: Swap, rng: random.Random, rate
     """One to three other mails of the author, mostly of no use, as search would bring them."""
     if rng.random() >= rates.retrieved:
         return []
-    picked = [o for o in rng.sample(others, min(len(others), rng.choice((1, 2, 2, 2, 3)))) if o.key != m.key and o.body != m.body]
-    return [
-        Message(o.key, 0, Address("", ""), (), (), swap(o.subject), swap(o.body)[:900]) for o in picked
+    picked = [
+        o
+        for o in rng.sample(others, min(len(others), rng.choice((1, 2, 2, 2, 3))))
+        if o.key != m.key and o.body != m.body
     ]
+    return [Message(o.key, 0, Address("", ""), (), (), swap(o.subject), swap(o.body)[:900]) for o in picked]
 
 
 def _move_fact(message: Message, retrieved: list[Message], rng: random.Random) -> tuple[Message, list[Message]] | None:
@@ -309,7 +352,18 @@ def _dictated(middle: str, message: Message, rng: random.Random) -> str:
     text = middle.rstrip(".")
     if rng.random() < 0.5:
         return text
-    opening = rng.choice(("tell {0} that ", "tell {0} ", "let {0} know that ", "email {0}: ", "write to {0}: ", "say ", "reply: ", "{0}: "))
+    opening = rng.choice(
+        (
+            "tell {0} that ",
+            "tell {0} ",
+            "let {0} know that ",
+            "email {0}: ",
+            "write to {0}: ",
+            "say ",
+            "reply: ",
+            "{0}: ",
+        )
+    )
     lowered = text[:1].lower() + text[1:] if not re.match(r"I\b|I'", text) else text
     return opening.format(who) + lowered
 
@@ -347,7 +401,9 @@ def _typo(text: str, rng: random.Random) -> str:
 
 
 def _prefix(text: str, rng: random.Random) -> str:
-    opening = rng.choice(("pls ", "please ", "email: ", "quick note: ", "reply: ", "write: ", "short mail: ", "mail saying ", "draft: "))
+    opening = rng.choice(
+        ("pls ", "please ", "email: ", "quick note: ", "reply: ", "write: ", "short mail: ", "mail saying ", "draft: ")
+    )
     return opening + (text[:1].lower() + text[1:] if text[1:2].islower() else text)
 
 

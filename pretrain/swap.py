@@ -81,7 +81,13 @@ class Swap:
             new = self._last(low)
         elif word[0].isupper() and title in self.names.known_first and not follows:
             new, self.after_name = self._first(low), m.end()
-        elif follows and word[0].isupper() and len(word) > 2 and m.string[m.start() - 1] == " " and self.names.may_follow(title):
+        elif (
+            follows
+            and word[0].isupper()
+            and len(word) > 2
+            and m.string[m.start() - 1] == " "
+            and self.names.may_follow(title)
+        ):
             new = self._last(low)
         elif title in _PLACES and word[0].isupper():
             new = self._once("place", low, lambda: self.rng.choice(PLACES))
@@ -113,7 +119,9 @@ class Swap:
 
         def make() -> str:
             both = sorted((self.rng.randint(1, 12), self.rng.randint(1, 28)), key=lambda n: n > 12)
-            return "/".join([*(f"{n:0{2 if a.startswith('0') else 1}d}" for n in both), *(self._other_year(y) for y in year)])
+            return "/".join(
+                [*(f"{n:0{2 if a.startswith('0') else 1}d}" for n in both), *(self._other_year(y) for y in year)]
+            )
 
         return self._once("date", m.group(), make)
 
@@ -157,6 +165,16 @@ class Swap:
 
     def _firm(self, m: re.Match[str]) -> str:
         return _cased(self._once("firm", "enron", lambda: new_firm(self.rng)), m.group())
+
+
+class Unswapped(Swap):
+    """Leaves everything as it stands, for measuring on mail as it was written."""
+
+    def person(self, p: Person) -> Person:
+        return p
+
+    def __call__(self, text: str) -> str:
+        return text
 
 
 _AFTER_MONTH = re.compile(r"\b(?:Jan|Feb|Mar|Apr|May|Jun|Jul|Aug|Sep|Oct|Nov|Dec)[a-z]*\.? $")

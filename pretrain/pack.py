@@ -1,0 +1,315 @@
+"""Texts and items -> token files -> rows of equal length, planned ahead. Knows tokens; knows no model.
+
+A run's rows are a pure function of the token files, the recipe and the seed, so a resumed run needs its step alone.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from itertools import islice
+from multiprocessing import get_context
+from pathlib import Path
+from zlib import crc32
+
+import numpy as np
+from numpy.typing import NDArray
+from tokenizers import Tokenizer
+
+from pretrain import tokenizer as tk
+from pretrain.corpus import MAIL, PROSE, Mail, Person, mails, part_of, records
+from pretrain.names import Names, collect
+from pretrain.pairs import Item, items
+from pretrain.swap import Swap
+
+IGNORE = -100
+BATCH = 512  # texts handed to the tokenizer at once
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """Documents end to end. `start[i]:start[i+1]` is document i, of whose tokens the first `prompt[i]` are no targets."""
+
+    ids: NDArray[np.uint16]
+    start: NDArray[np.int64]  # (documents + 1,)
+    prompt: NDArray[np.int32]  # (documents,)
+    bytes: NDArray[np.int32]  # (documents,) of the text that is predicted
+
+    def __len__(self) -> int:
+        return len(self.prompt)
+
+
+def write_tokens(path: Path, documents: Iterable[tuple[str, str]], tokenizer: Tokenizer) -> int:
+    """Encode (prompt, text) documents into `path`; an item's prompt is not empty. Returns the number of tokens."""
+    ids: list[NDArray[np.uint16]] = []
+    prompts, sizes, lengths = [], [], []
+    end_of_text, end = tokenizer.token_to_id(tk.END_OF_TEXT), tokenizer.token_to_id(tk.END)
+    stream = iter(documents)
+    while batch := list(islice(stream, BATCH)):
+        asked = tokenizer.encode_batch_fast([p for p, _ in batch])
+        told = tokenizer.encode_batch_fast([t for _, t in batch])
+        for (prompt, text), a, t in zip(batch, asked, told, strict=True):
+            document = [*a.ids, *t.ids, end] if prompt else [end_of_text, *t.ids, end_of_text]
+            ids.append(np.array(document, dtype=np.uint16))
+            prompts.append(len(a.ids) if prompt else 0)
+            sizes.append(len(text.encode()))
+            lengths.append(len(document))
+    arrays = {
+        "ids": np.concatenate(ids) if ids else np.zeros(0, np.uint16),
+        "start": np.concatenate(([0], np.cumsum(lengths, dtype=np.int64))).astype(np.int64),
+        "prompt": np.array(prompts, dtype=np.int32),
+        "bytes": np.array(sizes, dtype=np.int32),
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temp = path.with_suffix(".part.npz")
+    np.savez(temp, **arrays)
+    temp.replace(path)
+    return len(arrays["ids"])
+
+
+def read_tokens(paths: Sequence[Path]) -> Tokens:
+    """The documents of several files as one."""
+    parts = [dict(np.load(p)) for p in paths]
+    offsets = np.cumsum([0, *(len(p["ids"]) for p in parts)])
+    starts = [p["start"][:-1] + o for p, o in zip(parts, offsets, strict=False)]
+    return Tokens(
+        np.concatenate([p["ids"] for p in parts]),
+        np.concatenate([*starts, offsets[-1:]]),
+        np.concatenate([p["prompt"] for p in parts]),
+        np.concatenate([p["bytes"] for p in parts]),
+    )
+
+
+# --- from the corpora to token files --------------------------------------------------------------------------------
+
+SHARDS = 8  # a version of the mail is made by this many processes
+
+
+def prepare(corpora: Path, tokenizer: Path, out: Path, kinds: Sequence[str], versions: int, processes: int) -> None:
+    """The token files of `kinds` ("prose", "mail", "items") in `out`; what is there already is not made again.
+
+    versions: how many times each mail is swapped anew, as plain mail and as an item.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    with get_context("spawn").Pool(processes) as pool:
+        there = [n for n in (*MAIL, *PROSE) if (corpora / f"{n}.jsonl.xz").is_file()]
+        prose = [("prose", corpora, n, tokenizer, out) for n in there if n in PROSE and "prose" in kinds]
+        waiting = pool.map_async(_job, prose, chunksize=1)
+        pool.starmap(_clean_file, [(corpora / f"{n}.jsonl.xz", out / f"{n}.clean.jsonl") for n in there if n in MAIL])
+        _save_names(out)
+        names = [f"{v}.{shard}" for v in range(versions) for shard in range(SHARDS)] + ["validation"]
+        jobs = [(kind, corpora, n, tokenizer, out) for kind in kinds if kind != "prose" for n in names]
+        sizes: Counter[str] = Counter()
+        for name, tokens in [*pool.imap_unordered(_job, jobs, chunksize=1), *waiting.get()]:
+            sizes[name.split(".")[0]] += tokens
+    print(json.dumps(dict(sorted(sizes.items()))), flush=True)
+
+
+def _clean_file(source: Path, out: Path) -> None:
+    """Clean once, read by every version."""
+    if out.exists():
+        return
+    temp = out.with_suffix(".part")
+    with temp.open("w", encoding="utf-8") as f:
+        for m in mails(source):
+            row = [m.key, m.author, [m.sender.first, m.sender.last], [[p.first, p.last] for p in m.to[:12]]]
+            f.write(json.dumps([*row, m.subject, m.body, m.quoted, m.quoted_from]) + "\n")
+    temp.replace(out)
+
+
+def read_clean(out: Path) -> Iterator[Mail]:
+    """The cleaned mails that `prepare` left in `out`."""
+    for path in sorted(out.glob("*.clean.jsonl")):
+        for line in path.open(encoding="utf-8"):
+            key, author, sender, to, subject, body, quoted, who = json.loads(line)
+            yield Mail(key, author, Person(*sender), tuple(Person(*p) for p in to), subject, body, quoted, who)
+
+
+def _save_names(out: Path) -> None:
+    path = out / "names.json"
+    if path.exists():
+        return
+    names = collect(p for m in read_clean(out) for p in (m.sender, *m.to))
+    temp = path.with_suffix(".part")
+    temp.write_text(json.dumps({k: sorted(v) for k, v in asdict(names).items()}), encoding="utf-8")
+    temp.replace(path)
+
+
+def _names(out: Path) -> Names:
+    known = json.loads((out / "names.json").read_text(encoding="utf-8"))
+    return Names(
+        frozenset(known["known_first"]), frozenset(known["known_last"]), tuple(known["first"]), tuple(known["last"])
+    )
+
+
+def _job(job: tuple[str, Path, str, Path, Path]) -> tuple[str, int]:
+    kind, corpora, name, tokenizer, out = job
+    path = out / f"{kind}-{name}.npz"
+    if path.exists():
+        return path.name, len(np.load(path)["ids"])
+    documents = _prose(corpora, name) if kind == "prose" else _MAIL_KINDS[kind](_shard(out, name), _names(out), name)
+    return path.name, write_tokens(path, documents, tk.load(tokenizer))
+
+
+def _prose(corpora: Path, name: str) -> Iterator[tuple[str, str]]:
+    return (("", r["text"].replace("<|", "< |")) for r in records(corpora / f"{name}.jsonl.xz"))
+
+
+def _shard(out: Path, name: str) -> list[Mail]:
+    """The mails of a job: "3.5" is shard 5 of version 3, whole authors; "validation" all that are kept aside."""
+    if name == "validation":
+        return [m for m in read_clean(out) if part_of(m.key, m.author) != "train"]
+    shard = int(name.split(".")[1])
+    mine = (m for m in read_clean(out) if crc32(m.author.encode()) % SHARDS == shard)
+    return [m for m in mine if part_of(m.key, m.author) == "train"]
+
+
+def _plain_mail(listed: list[Mail], names: Names, name: str) -> Iterator[tuple[str, str]]:
+    """Each mail under the header that it is measured with, names and numbers swapped."""
+    for m in listed:
+        swap = Swap(random.Random(f"plain {name} {m.key}"), names, (m.sender, *m.to[:6]))
+        yield (
+            "",
+            plain_mail(
+                swap.person(m.sender).full, [swap.person(p).full for p in m.to[:3]], swap(m.subject), swap(m.body)
+            ),
+        )
+
+
+def plain_mail(sender: str, to: Sequence[str], subject: str, body: str) -> str:
+    """A mail as plain text under a small header."""
+    fields = {"From": sender, "To": ", ".join(to), "Subject": subject}
+    return "".join(f"{name}: {value}\n" for name, value in fields.items() if value) + f"\n{body}"
+
+
+def _item_documents(listed: list[Mail], names: Names, name: str) -> Iterator[tuple[str, str]]:
+    return ((i.prompt, i.answer) for i in items(listed, names, name))
+
+
+def read_kept(out: Path, part: str) -> list[Mail]:
+    """The mails kept aside: of authors never trained on ("authors"), or of known authors ("mails")."""
+    return [m for m in _shard(out, "validation") if part_of(m.key, m.author) == part]
+
+
+def validation_items(out: Path, part: str = "authors") -> list[Item]:
+    """The items of `read_kept`."""
+    return list(items(read_kept(out, part), _names(out), "validation"))
+
+
+_MAIL_KINDS = {"mail": _plain_mail, "items": _item_documents}
+
+
+# --- from token files to rows ---------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Phase:
+    """`tokens` of a run, drawn from sources (token file patterns) by share."""
+
+    tokens: int
+    shares: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Rows of T+1 tokens as runs of documents: row r holds the pieces `first[r]:first[r+1]`."""
+
+    T: int
+    tokens: Tokens
+    first: NDArray[np.int64]
+    begin: NDArray[np.int64]  # of a piece in tokens.ids
+    size: NDArray[np.int32]
+    masked: NDArray[np.int32]  # how many tokens of the piece are no targets
+
+    def __len__(self) -> int:
+        return len(self.first) - 1
+
+    def rows(self, at: int, count: int) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int32]]:
+        """inputs, targets and document numbers, each (count, T), of the rows from `at` on, beginning anew at the end."""
+        x = np.zeros((count, self.T), np.int64)
+        y = np.full((count, self.T), IGNORE, np.int64)
+        docs = np.full((count, self.T), -1, np.int32)
+        for i in range(count):
+            r = (at + i) % len(self)
+            here = 0
+            for piece in range(self.first[r], self.first[r + 1]):
+                n, skip = int(self.size[piece]), int(self.masked[piece])
+                ids = self.tokens.ids[self.begin[piece] : self.begin[piece] + n].astype(np.int64)
+                x[i, here : here + n - 1] = ids[:-1]
+                skip = max(skip, 1)
+                y[i, here + skip - 1 : here + n - 1] = ids[skip:]
+                docs[i, here : here + n - 1] = piece - self.first[r]
+                here += n - 1
+        return x, y, docs
+
+
+def plan(folder: Path, phases: Sequence[Phase], T: int, seed: int) -> Plan:
+    """Lay out the rows of a run, phase after phase. Each source is read in a new order each time it is used up."""
+    names = sorted({s for phase in phases for s in phase.shares})
+    files = {s: sorted(folder.glob(f"{s}.npz")) for s in names}
+    missing = [s for s in names if not files[s]]
+    assert not missing, f"no token files for {missing} in {folder}"
+    parts = {s: read_tokens(files[s]) for s in names}
+    offsets = dict(zip(names, np.cumsum([0, *(len(parts[s].ids) for s in names)]), strict=False))
+    rng = np.random.default_rng(seed)
+    streams = {s: _pieces(parts[s], int(offsets[s]), T, rng) for s in names}
+    first, begin, size, masked = [0], [], [], []
+    for phase in phases:
+        drawn = dict.fromkeys(phase.shares, 1e-9)
+        rows = phase.tokens // T
+        waiting: dict[str, tuple[int, int, int] | None] = dict.fromkeys(phase.shares)
+        for _ in range(rows):
+            room = T
+            while room > 1:
+                source = min(drawn, key=lambda s: drawn[s] / phase.shares[s])
+                piece = waiting[source] or next(streams[source])
+                waiting[source] = None
+                at, n, skip = piece
+                if n - 1 > room:
+                    if skip:  # an item is never cut: it opens the next row
+                        waiting[source] = piece
+                        break
+                    waiting[source] = (at + room, n - room, 0)
+                    n = room + 1
+                begin.append(at)
+                size.append(n)
+                masked.append(skip)
+                room -= n - 1
+                drawn[source] += n - 1
+            first.append(len(begin))
+    whole = Tokens(np.concatenate([parts[s].ids for s in names]), np.zeros(1, np.int64), *2 * (np.zeros(0, np.int32),))
+    arrays = (
+        np.array(first, np.int64),
+        np.array(begin, np.int64),
+        np.array(size, np.int32),
+        np.array(masked, np.int32),
+    )
+    order = _shuffled_within(phases, T, rng)
+    return _reordered(Plan(T, whole, *arrays), order)
+
+
+def _pieces(t: Tokens, offset: int, T: int, rng: np.random.Generator) -> Iterator[tuple[int, int, int]]:
+    """(begin, size, masked) of documents without end; those that no row can hold as an item are left out."""
+    size = np.diff(t.start)
+    usable = np.flatnonzero((size > 1) & ~((t.prompt > 0) & (size > T)))
+    assert len(usable), "a source without documents"
+    while True:
+        for d in rng.permutation(usable):
+            yield int(t.start[d]) + offset, int(size[d]), int(t.prompt[d])
+
+
+def _shuffled_within(phases: Sequence[Phase], T: int, rng: np.random.Generator) -> NDArray[np.int64]:
+    """Row order: the parts of a long document shall not be neighbours; phases stay in order."""
+    counts = [phase.tokens // T for phase in phases]
+    starts = np.cumsum([0, *counts])
+    return np.concatenate([s + rng.permutation(n) for s, n in zip(starts, counts, strict=False)])
+
+
+def _reordered(p: Plan, order: NDArray[np.int64]) -> Plan:
+    counts = np.diff(p.first)[order]
+    first = np.concatenate(([0], np.cumsum(counts)))
+    take = np.repeat(p.first[:-1][order] - first[:-1], counts) + np.arange(first[-1])
+    return Plan(p.T, p.tokens, first, p.begin[take], p.size[take], p.masked[take])
