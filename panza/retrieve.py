@@ -35,6 +35,7 @@ SHARD = 512  # mails to a file: half a minute of embedding on one core is the mo
 BATCH = 32
 SAMPLE = 8  # mails of each shard whose words are compared with the store's when the folder is opened
 CHARS = 2000  # of a mail that are embedded; more than the embedder's tokens ever need
+SAME_PERSON, RECENT, HALF_LIFE = 0.5, 0.3, 60 * 86400  # priors; the share that they add to a score at most, seconds
 SAME = 0.8  # two mails whose three-word runs overlap by this much (Jaccard) are one
 
 
@@ -59,7 +60,7 @@ class Retriever:
         with self._updating:
             shards = self._vectors.usable(self._identity)
             total, done = max(0, self.store.count() - sum(s.count for s in shards)), 0
-            for chunk in _chunks(self.store.rows(shards[-1].last if shards else 0), SHARD):
+            while chunk := list(islice(self.store.rows(shards[-1].last if shards else 0), SHARD)):
                 records = self._records(chunk, lambda n, done=done: progress(done + n, total, "embedding mails"))
                 shards = self._vectors.append(shards, records, self._identity)
                 done += len(chunk)
@@ -72,19 +73,20 @@ class Retriever:
         """The `k` mails that bear most on `query`, best first; by words alone as long as there are no vectors.
 
         before: only mails dated earlier, and none without a date. not_thread: none of this thread. correspondent: an
-        address; mails from or to it come a little earlier.
+        address; mails from or to it come earlier, as recent ones do.
         """
         if not query.strip() or k < 1:
             return []
         rankings = [self._near(query, before), self.store.search(query, DEPTH, before, not_thread)]
         found = self._fetch(fuse(rankings))
         allowed = [
-            (score * _prior(m, correspondent), m)
+            (m, score)
             for m, score in found
             if m.body and (not not_thread or m.thread != not_thread) and (before is None or 0 < m.date < before)
         ]
-        ranked = [m for _, m in sorted(allowed, key=lambda pair: -pair[0])]
-        return list(islice(distinct(ranked), k))
+        now = before or max((m.date for m, _ in allowed), default=0)
+        ranked = sorted(allowed, key=lambda pair: -pair[1] * _prior(pair[0], correspondent, now))
+        return list(islice(distinct(m for m, _ in ranked), k))
 
     @property
     def _identity(self) -> str:
@@ -274,14 +276,10 @@ def _runs(text: str) -> frozenset[str]:
     return frozenset(" ".join(words[i : i + 3]) for i in range(max(1, len(words) - 2)))
 
 
-def _prior(m: Message, correspondent: str) -> float:
-    people = {m.sender.email, *(a.email for a in (*m.to, *m.cc))}
-    return 1.3 if correspondent and correspondent.casefold() in people else 1.0
-
-
-def _chunks(items: Iterator[tuple[int, Message]], size: int) -> Iterator[list[tuple[int, Message]]]:
-    while chunk := list(islice(items, size)):
-        yield chunk
+def _prior(m: Message, correspondent: str, now: int) -> float:
+    """What speaks for a mail before it is read: it is with the same person; it is recent."""
+    with_them = correspondent.casefold() in {m.sender.email, *(a.email for a in (*m.to, *m.cc))}
+    return (1 + SAME_PERSON * with_them) * (1 + RECENT * 0.5 ** (max(0, now - m.date) / HALF_LIFE))
 
 
 def _dtype(dimensions: int) -> np.dtype:
