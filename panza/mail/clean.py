@@ -39,7 +39,7 @@ _ARMOUR = re.compile(
 
 # Lines that no author wrote: dropped wherever they stand.
 _LINES = re.compile(
-    r"""\s*(?:
+    r"""^[ \t]*(?:
     [\[(*_-]*(?:
         Sent\ (?:from|via|using|with)\ (?:my\ |an?\ |the\ )?[A-Z]?[\w' .+/-]{2,40}?(?:\ on\ .{2,30}|\ powered\ by.*|\ for\ .{2,30})?
       | Get\ Outlook\ for\ \w+.*
@@ -56,8 +56,8 @@ _LINES = re.compile(
     | \[(?:cid|image|inline\ image|Bild|Logo)\b[^\]]{0,200}\]
     | -\s[\w .,()&'+-]{1,80}\.(?:gif|jpe?g|png|bmp|vcf|docx?|xlsx?|pptx?|pdf|zip|txt|htm|html|mdb|exe|dat|wav|mpg|ics)
     | \[?\**(?:EXTERNAL|EXTERN|CAUTION|ACHTUNG)\b.{0,40}(?:E-?MAIL|SENDER|MAIL)\b.{0,200}
-    )\s*$""",
-    re.VERBOSE,
+    )[ \t]*$""",
+    re.VERBOSE | re.MULTILINE,
 )
 _DEVICE = re.compile(
     r"iPhone|iPad|BlackBerry|Samsung|Galaxy|Android|Handy|[Tt]elefon|[Pp]hone|Mobil|mobile|Outlook|Mail|Nokia|Yahoo|Huawei|"
@@ -67,7 +67,7 @@ _DEVICE = re.compile(
 
 # From a line that matches to the end, nothing is the author's: list footers, advertisements, disclaimers.
 _TAILS = re.compile(
-    r"""[\s*>_-]*(?:
+    r"""^[ \t*>_-]*(?:
       (?:To\ unsubscribe|To\ subscribe|You\ received\ this\ (?:message|e?-?mail)\ because|You\ are\ receiving\ this|
          Unsubscribe:|Um\ sich\ ab(?:zu)?melden|Pour\ vous\ désabonner|Para\ cancelar\ (?:la|su)\ suscripción|
          Per\ (?:cancellarsi|annullare\ l['’]iscrizione)|Mailing-?[Ll]ist(?:e)?:|List\ info:|
@@ -88,17 +88,20 @@ _TAILS = re.compile(
     | (?:Este\ (?:mensaje|correo)|La\ información\ contenida)[^.]{0,200}(?:confidencial|destinatari)
     | (?:Questo\ messaggio|Questa\ e-?mail|Le\ informazioni\ contenute)[^.]{0,200}(?:riservat|confidenzial|destinatari)
     | (?:AVISO\ LEGAL|AVVISO\ DI\ RISERVATEZZA|AVIS\ DE\ CONFIDENTIALITÉ|HAFTUNGSAUSSCHLUSS)
+    | (?:[-_=*]\s?){4,}\n[^\n]*(?:\S\ (?:mailing[ -]list|Mailingliste)\s*$|\S+@\S+\ mailing\ list)
     )""",
-    re.VERBOSE,
+    re.VERBOSE | re.MULTILINE,
 )
-_LIST_NAME = re.compile(r"\S+ (?:mailing list|Mailingliste|mailing-list)\s*$|\S+@\S+ mailing list")
 _RULE = re.compile(r"\s*(?:[-_=*~#+.]\s?){4,}\s*$")
 
 
 def _without_footers(lines: list[str]) -> list[str]:
-    kept = [line for line in lines if not _is_machine_line(line)]
-    end = next((i for i in range(len(kept)) if _is_tail(kept, i)), len(kept))
-    return _without_rules(kept[:end])
+    text = "\n".join(lines)
+    tail = _TAILS.search(text)
+    text = text[: tail.start()] if tail else text
+    if _LINES.search(text):
+        text = "\n".join(line for line in text.split("\n") if not _is_machine_line(line))
+    return _without_rules(text.split("\n"))
 
 
 def _is_machine_line(line: str) -> bool:
@@ -106,13 +109,6 @@ def _is_machine_line(line: str) -> bool:
         return False
     stripped = line.strip(" \t*_[(")
     return not stripped[:1].isalpha() or bool(_DEVICE.search(stripped)) or stripped.startswith("EXTERN")
-
-
-def _is_tail(lines: list[str], i: int) -> bool:
-    """Whether the end of the mail begins at line i. A disclaimer may be wrapped, so three lines are read as one."""
-    if _RULE.match(lines[i]):
-        return any(_LIST_NAME.match(line) for line in lines[i + 1 : i + 3])
-    return bool(lines[i].strip()) and bool(_TAILS.match(" ".join(lines[i : i + 4])))
 
 
 def _without_rules(lines: list[str]) -> list[str]:

@@ -64,6 +64,7 @@ _ADDRESS = re.compile(
     re.VERBOSE,
 )
 _STRUCTURED = re.compile(r"[\"<>()':]")
+_ONE = re.compile(r"""\s*(?:"([^"\\]*)"|([^",;:<>()@]*?))\s*<([^<>\s,'"]+@[^<>\s,'"]+)>\s*""")
 _BARE = re.compile(r"[^\s@,;:<>()\"']+@[^\s@,;:<>()\"']+")
 
 
@@ -73,6 +74,8 @@ def addresses(raw: str) -> tuple[Address, ...]:
         raw = decode(raw.encode("utf-8", "surrogateescape"), "")
     if not _STRUCTURED.search(raw):  # only bare addresses
         return tuple(Address("", email.lower()) for email in _BARE.findall(raw))
+    if one := _ONE.fullmatch(raw):
+        return (_address(one[1] or one[2] or "", one[3].lower()),)
     found, name, note = [], [], ""
     raw = _FOLD.sub(" ", raw)
     for token in _ADDRESS.finditer(raw):

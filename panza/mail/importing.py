@@ -18,7 +18,7 @@ from panza.mail.sources import Found, find
 from panza.mail.store import Entry, Seen, Store
 from panza.types import Message, Progress, UserError, silent
 
-BATCH = 500  # mails of one transaction
+BATCH = 1000  # mails of one transaction
 BATCH_BYTES = 32 << 20  # or fewer, if they are large
 CANDIDATES = 5  # senders named when nobody said who the user is
 _PROBE = 20_000  # mails looked at to find them

@@ -6,7 +6,7 @@ import email.message
 import email.parser
 import hashlib
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from panza.mail import header, html
@@ -40,12 +40,10 @@ class Mail:
 
 def parse(raw: RawMail) -> Mail:
     """The mail in `raw`, whatever state it is in. Broken structure is read as far as it goes."""
-    message = _structure(raw.data)
-    headers = _headers(message)
+    message, headers = _structure(raw.data)
     get = headers.get
     references = header.message_ids(get("references", ""))
     replied = header.message_ids(get("in-reply-to", ""))
-    parts = list(_walk(message))
     senders = header.addresses(get("from", "")) or header.addresses(get("sender", ""))
     return Mail(
         raw=raw,
@@ -58,24 +56,37 @@ def parse(raw: RawMail) -> Mail:
         in_reply_to=replied[0] if replied else "",
         references=references,
         text=_tidy(_text(message))[:MAX_TEXT],
-        types=frozenset(part.get_content_type() for part in parts),
+        types=frozenset(part.get_content_type() for part in _walk(message)),
         headers=headers,
     )
 
 
-def _structure(data: bytes) -> Part:
-    """The tree of parts. A mail of one part is spared the search for boundaries, line by line: half of the time."""
-    head, blank, body = data.replace(b"\r\n", b"\n").partition(b"\n\n")
-    message = email.parser.BytesParser().parsebytes(head + blank)
-    if message.get_content_maintype() in ("multipart", "message") or message.get_payload():
-        return email.parser.BytesParser().parsebytes(data)
+_FIELD = re.compile(rb"([!-9;-~]+)[ \t]*:[ \t]*([^\n]*(?:\n[ \t][^\n]*)*)(?:\n|\Z)")
+
+
+def _structure(data: bytes) -> tuple[Part, dict[str, str]]:
+    """The tree of parts, and the first value of each header.
+
+    A mail of one part with a sound header, as most are, is spared the parser's search for boundaries, line by line.
+    """
+    head, _, body = data.replace(b"\r\n", b"\n").partition(b"\n\n")
+    fields = _FIELD.findall(head)
+    kind = next((value for name, value in fields if name.lower() == b"content-type"), b"").lower()
+    if not fields or _FIELD.sub(b"", head) or kind.startswith((b"multipart", b"message")):
+        message = email.parser.BytesParser().parsebytes(data)
+        return message, _headers(message.raw_items())
+    headers = _headers((name.decode("ascii"), value.decode("utf-8", "surrogateescape")) for name, value in fields)
+    message = Part()
+    for name in ("content-type", "content-transfer-encoding", "content-disposition"):
+        if name in headers:
+            message[name] = headers[name]
     message.set_payload(body.decode("ascii", "surrogateescape"))
-    return message
+    return message, headers
 
 
-def _headers(message: Part) -> dict[str, str]:
+def _headers(fields: Iterable[tuple[str, str]]) -> dict[str, str]:
     headers: dict[str, str] = {}
-    for name, value in message.raw_items():
+    for name, value in fields:
         headers.setdefault(name.lower(), value)
         if name.lower() == "received":
             headers["received"] = value  # the last one is nearest to the sender
@@ -101,8 +112,9 @@ def _date(headers: Mapping[str, str]) -> int:
 
 def _walk(part: Part, depth: int = 0) -> Iterator[Part]:
     yield part
-    for child in _children(part) if depth < MAX_DEPTH and part.get_content_type() != "message/rfc822" else ():
-        yield from _walk(child, depth + 1)
+    if part.is_multipart() and depth < MAX_DEPTH and part.get_content_type() != "message/rfc822":
+        for child in _children(part):
+            yield from _walk(child, depth + 1)
 
 
 def _children(part: Part) -> list[Part]:
@@ -145,7 +157,7 @@ def _plain(part: Part) -> str:
     text = _decoded(part).replace("\r\n", "\n")
     if re.match(r"\s*<(?:!doctype html|html)\b", text, re.IGNORECASE):
         return html.to_text(text)
-    if _parameter(part, "format").lower() == "flowed":
+    if "flowed" in str(part.get("content-type", "")).lower():
         return unflow(text, delete_space=_parameter(part, "delsp").lower() == "yes")
     return text
 

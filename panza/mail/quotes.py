@@ -211,7 +211,8 @@ def part(lines: Lines) -> tuple[list[str], list[str]]:
 
 
 def _unquoted(line: str) -> str:
-    return re.sub(r"^\s*> ?", "", line) if line.lstrip().startswith(">") else line
+    text = line.lstrip()
+    return text[1:].removeprefix(" ") if text.startswith(">") else line
 
 
 def _is_wrap_rest(lines: Lines, i: int) -> bool:

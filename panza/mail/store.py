@@ -43,9 +43,7 @@ CREATE TABLE message (
 CREATE INDEX message_date ON message (date, id);
 CREATE INDEX message_mine ON message (mine, date, id);
 CREATE INDEX message_name ON message (mine, sender_name);
-CREATE INDEX message_sender ON message (sender);
 CREATE INDEX message_thread ON message (thread, date);
-CREATE INDEX message_source ON message (source);
 CREATE UNIQUE INDEX message_digest ON message (digest) WHERE digest IS NOT NULL;
 CREATE TABLE me (address TEXT PRIMARY KEY) WITHOUT ROWID;
 -- one row for every mail that was read, wherever it lay; `reason` is empty if it is in the store
@@ -147,7 +145,7 @@ class Store:
         db = getattr(self._local, "db", None)
         if db is None:
             db = sqlite3.connect(self.path, timeout=30, isolation_level=None, check_same_thread=False)
-            db.executescript("PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL; PRAGMA secure_delete=ON;")
+            db.executescript("PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL; PRAGMA secure_delete=FAST;")
             self._local.db = db
             with self._lock:
                 self._open.append(db)
@@ -307,7 +305,10 @@ class Store:
 
     def mine_at(self, sources: Sequence[str]) -> int:
         """How many of the mails read at `sources` are in the store and were sent by the user."""
-        query = "SELECT count(*) FROM message WHERE mine = 1 AND source IN (SELECT value FROM json_each(?))"
+        query = (
+            "SELECT count(*) FROM seen JOIN message ON message.id = seen.item"
+            " WHERE reason = '' AND mine = 1 AND seen.source IN (SELECT value FROM json_each(?))"
+        )
         return self._db.execute(query, (json.dumps(sources),)).fetchone()[0]
 
     def write(self, entries: Sequence[Entry], unused: Sequence[Seen]) -> tuple[int, list[Seen]]:
