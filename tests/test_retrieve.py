@@ -7,6 +7,7 @@ import shutil
 import numpy as np
 import pytest
 
+from panza.mail.store import Entry, Store
 from panza.retrieve import SHARD, Index, Retriever, Vectors, distinct, fuse
 from panza.types import Address, Message
 
@@ -296,3 +297,37 @@ def test_the_packaged_model_finds_by_meaning(folder):
     assert retriever.search("restaurant", 1)[0].thread == "dinner"
     stored = np.load(next(folder.glob("*.npy")))["vector"].astype(np.float32)
     assert np.allclose(np.linalg.norm(stored, axis=1), 1, atol=1e-3)
+
+
+@pytest.fixture
+def store(tmp_path):
+    with Store(tmp_path / "mail.db") as store:
+        yield store
+
+
+def put(store, messages):
+    store.write([Entry(m, "", None, m.id.encode()) for m in messages], [])
+
+
+def test_with_the_real_store(folder, store):
+    put(store, [mail(i, list(TOPICS)[i % 4]) for i in range(40)] + [mail(40, "flight", date=0)])
+    retriever = Retriever(store, folder, Meaning())
+    assert topics(retriever.search("plane to Denver", 3)) == ["flight"] * 3
+    assert retriever.update() == 41
+    found = retriever.search("aircraft", 50, before=1020, not_thread="m8@x")
+    assert topics(found)[:4] == ["flight"] * 4
+    assert all(0 < m.date < 1020 and m.id != "m8@x" for m in found)
+    for query in ('a"b* AND (NOT', "\0", "NEAR(x)", "subject:", "x" * 10_000):
+        assert len(retriever.search(query, 3)) <= 3
+    put(store, [mail(50, "dinner", body="pasta for everyone")])
+    assert retriever.update() == 1
+    assert retriever.search("pasta")[0].id == "m50@x"
+
+
+def test_a_real_store_made_again_is_noticed(tmp_path, folder, store):
+    put(store, [mail(i, "flight") for i in range(10)])
+    Retriever(store, folder, Meaning()).update()
+    with Store(tmp_path / "again.db") as again:
+        put(again, [mail(i, "dinner") for i in range(8)])
+        retriever = Retriever(again, folder, Meaning())
+        assert (retriever.search("aircraft"), retriever.update(), retriever.count()) == ([], 8, 8)
