@@ -12,7 +12,7 @@ from typing import Any
 
 from panza import dataset, models, playback
 from panza.adapters import read_report
-from panza.draft import Writer
+from panza.draft import Writer, check
 from panza.home import Home, write_json
 from panza.mail import ImportReport, Store, import_mail
 from panza.playback import PlaybackConfig, PlaybackReport
@@ -119,11 +119,11 @@ class Assistant:
 
         config = config or TrainConfig()
         started = time.monotonic()
+        split = self.split(config)
         self.index(progress)
         net, tokenizer = models.load_base(self.base)
         self._remember_base()
         chat_tokenizer = models.ChatTokenizer(tokenizer)
-        split = self.split(config)
         encoded = {
             name: dataset.encode(
                 self._examples(getattr(split, name), chat_tokenizer, config, name == "train"),
@@ -174,6 +174,7 @@ class Assistant:
         self, request: DraftRequest, stopped: Callable[[], bool] = lambda: False, adapter: bool = True
     ) -> Iterator[Draft]:
         """Snapshots of a draft; the last has `done`."""
+        check(request, self.store)
         retriever = self.retriever if self.store.count() else None
         return Writer(self.model(adapter), self.store, retriever, self.store.my_name).draft(request, stopped)
 

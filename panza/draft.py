@@ -29,6 +29,7 @@ class Writer:
     def draft(self, request: DraftRequest, stopped: Callable[[], bool] = lambda: False) -> Iterator[Draft]:
         """Snapshots of the draft, each longer than the last; the final one has `done`. Raises UserError on a bad request."""
         started = time.monotonic()
+        check(request, self.store)
         thread = self._thread(request.reply_to)
         recipient = self._recipient(request.to, thread)
         subject = reply_subject(thread[-1].subject) if thread and not request.subject else request.subject
@@ -54,10 +55,6 @@ class Writer:
         self, request: DraftRequest, thread: list[Message], recipient: Address, subject: str
     ) -> tuple[prompt.Chat, list[Message]]:
         """The chat for a request and the retrieved mails that stand in it."""
-        if not request.instruction.strip():
-            raise UserError("The instruction is empty: say in a few words what the mail should say.")
-        if request.length and request.length not in prompt.LENGTHS:
-            raise UserError(f"'{request.length}' is no length: choose one of {', '.join(prompt.LENGTHS)}.")
         found: list[Message] = []
         if self.retriever is not None:
             not_thread = thread[-1].thread if thread else ""
@@ -80,12 +77,7 @@ class Writer:
         """The mail to answer and up to two before it, oldest first; [] for a new mail."""
         if not message_id:
             return []
-        try:
-            newest = self.store.get(message_id.strip().strip("<>"))
-        except KeyError:
-            raise UserError(
-                f"There is no mail with the Message-ID '{message_id}': `panza inbox` lists those that can be answered."
-            ) from None
+        newest = self.store.get(bare_id(message_id))
         earlier = [m for m in self.store.thread(newest.thread).messages if m.date < newest.date]
         return [*earlier[-2:], newest]
 
@@ -105,6 +97,26 @@ class Writer:
         line = "".join(self.model.generate(prompt.title(mail), Sampling(16), stopped)).strip().split("\n")[0]
         line = re.sub(r"^(?:subject|re)\s*:\s*", "", line, flags=re.IGNORECASE).strip(" \"'")
         return line or " ".join(text.split()[:6])
+
+
+def check(request: DraftRequest, store: Store) -> None:
+    """UserError if the request cannot be drafted. Needs no model, so that a mistake is answered at once."""
+    if not request.instruction.strip():
+        raise UserError("The instruction is empty: say in a few words what the mail should say.")
+    if request.length and request.length not in prompt.LENGTHS:
+        raise UserError(f"'{request.length}' is no length: choose one of {', '.join(prompt.LENGTHS)}.")
+    if request.reply_to:
+        try:
+            store.get(bare_id(request.reply_to))
+        except KeyError:
+            raise UserError(
+                f"There is no mail with the Message-ID '{request.reply_to}': `panza inbox` lists those that can be answered."
+            ) from None
+
+
+def bare_id(message_id: str) -> str:
+    """A Message-ID as the store keeps it: without angle brackets."""
+    return message_id.strip().strip("<>")
 
 
 def reply_subject(subject: str) -> str:

@@ -5,7 +5,6 @@ A backend is a class with `encode` and `generate`. Knows transformers and peft; 
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import threading
@@ -66,7 +65,9 @@ def load_base(base: str = "") -> tuple[Any, Any]:
     quiet_libraries()
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils import logging as transformers_logging
 
+    transformers_logging.disable_progress_bar()
     where = str(EMBEDDED if not base else Path(base).expanduser() if Path(base).expanduser().is_dir() else base)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     dtype = torch.bfloat16 if device == "cuda" else torch.float32
@@ -77,7 +78,7 @@ def load_base(base: str = "") -> tuple[Any, Any]:
     with hub_allowed(hub):
         try:
             tokenizer = AutoTokenizer.from_pretrained(where, local_files_only=not hub)
-            if (Path(where) / "rows8.safetensors").exists():
+            if (Path(where) / "rows8.safetensors").exists():  # asked before panza.rows8, which loads torch at import
                 from panza.rows8 import load_rows8
 
                 net = load_rows8(Path(where))
@@ -263,8 +264,3 @@ def generate_batch(
         for i, row in zip(rows, out[:, longest:].tolist(), strict=True):
             end = next((n for n, t in enumerate(row) if t in model.chat_tokenizer.stop_ids), len(row))
             yield i, tokenizer.decode(row[:end], skip_special_tokens=True).strip()
-
-
-def model_card(folder: Path) -> dict[str, Any]:
-    """What `status` shows of a model directory: its config.json."""
-    return json.loads((folder / "config.json").read_text(encoding="utf-8"))

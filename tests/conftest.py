@@ -97,7 +97,7 @@ def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=len(fast), hidden_size=48, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
-        max_position_embeddings=1024, tie_word_embeddings=True, bos_token_id=0, eos_token_id=4, pad_token_id=0,
+        max_position_embeddings=1024, initializer_range=0.3, tie_word_embeddings=True, bos_token_id=0, eos_token_id=4, pad_token_id=0,
     )  # fmt: skip
     LlamaForCausalLM(config).save_pretrained(folder)
     return folder

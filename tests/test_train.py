@@ -19,7 +19,7 @@ from panza.dataset import Example, encode
 from panza.train import TrainConfig, _batches, losses, mean_loss, schedule, train
 from panza.types import UserError
 
-CONFIG = TrainConfig(epochs=3, lr=3e-3, batch_tokens=600, patience=9, dropout=0.1, rank=4, alpha=8)
+CONFIG = TrainConfig(epochs=5, lr=2e-2, batch_tokens=600, patience=9, dropout=0.1, rank=4, alpha=8)
 
 
 def examples(n: int) -> list[Example]:
@@ -76,9 +76,14 @@ def test_training_lowers_the_loss_and_the_folder_holds_the_best_adapter(tiny_bas
 
 def test_it_stops_when_validation_rises(tiny_base: Path, tmp_path: Path) -> None:
     net, encoded = loaded(tiny_base)
-    reckless = TrainConfig(epochs=20, lr=1.0, batch_tokens=600, patience=1, rank=4, alpha=8)
-    report = train(net, encoded[:18], encoded[18:], tmp_path / "voice", reckless)
-    assert len(report["epochs"]) < 20
+    strangers = [Example(e.source, e.chat, "zq 77 xk / jw 93 vv % kk") for e in examples(3)]
+    _, tokenizer = models.load_base(str(tiny_base))
+    config = TrainConfig(epochs=30, lr=3e-2, batch_tokens=1200, patience=1, rank=4, alpha=8)
+    report = train(
+        net, encoded[:9], encode(strangers, models.ChatTokenizer(tokenizer), 400), tmp_path / "voice", config
+    )
+    assert len(report["epochs"]) < 30
+    assert report["validation_after"] == pytest.approx(min(report["epochs"]), abs=1e-3)
 
 
 def test_a_killed_run_ends_with_the_weights_of_an_undisturbed_one(tiny_base: Path, tmp_path: Path) -> None:

@@ -34,7 +34,7 @@ def quoted_message(message: Message) -> Message | None:
     found = _SENDER.search(text[:600])
     lines = text.split("\n")
     start = next((i for i, line in enumerate(lines) if not _is_head(line.strip(), found)), len(lines))
-    body = clean("\n".join(lines[start:])).body
+    body = clean("\n".join(lines[start:])).own
     name = next((g for g in found.groups() if g), "") if found else ""
     sender = Address(_name(name), "") if name else (message.to[0] if message.to else Address("", ""))
     return Message("", 0, sender, (message.sender,), (), message.subject, body) if body.strip() else None
