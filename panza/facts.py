@@ -83,7 +83,7 @@ def facts(text: str) -> list[str]:
     for pattern, keys in _KINDS:
         found += [(m.start(), m.group().strip(" .,"), keys(m)) for m in pattern.finditer(rest)]
         rest = pattern.sub(lambda m: "\0" * len(m.group()), rest)
-    found += [(at, name, frozenset([name.casefold()])) for at, name in _names(rest)]
+    found += [(at, name, frozenset([name.casefold()])) for at, name in _names(rest) if len(name) > 1]
     first: dict[Keys, str] = {}
     for _, fact, keys in sorted(found, key=lambda f: f[0]):
         first.setdefault(keys, fact)
@@ -123,7 +123,7 @@ def _stands(fact: str, text: str) -> bool:
 
 # --- names
 
-_WORD = re.compile(r"[^\W\d_](?:[\w'’&-]*\w)?")
+_WORD = re.compile(r"(?:[A-Z]\.){2,}|[^\W\d_](?:[\w'’&-]*\w)?")
 _OPENS = re.compile(r"(?:^|[.!?…\n•*>]|\s[-–])[\s\"“‘'(*-]*$")  # what stands before the first word of a sentence
 _ABBREVIATION = re.compile(r"\b(?:mr|mrs|ms|dr|prof|st|(?-i:[A-Z]))\.\s*$", re.IGNORECASE)
 

@@ -49,6 +49,9 @@ _OWN_LINE = re.compile(r"(?:^|\n)[ \t]*[-–]*[ \t]*(?P<name>[^\W\d_][\w.'’-]*
 _INLINE = re.compile(r"(?<=[.!?,])[ \t]+(?P<name>[A-Z][\w'’-]*(?:[ \t]+[A-Z][\w'’-]*)?)\.?$")
 
 
+CARD_LINES = 5  # lines that may follow a closing
+
+
 class _Greeting(NamedTuple):
     salute: str  # "Hi", or "" where the mail opens with a name
     who: str  # "Anna", "all" or ""
@@ -71,14 +74,23 @@ def greeting_form(text: str) -> str:
 def sign_off(text: str) -> str:
     """The closing words and the name under them, as written but for spaces: "Thanks,\\nKevin", "Thank you. Jim"; or ""."""
     text = re.sub(r"\s*\n\s*", "\n", re.sub(r"[ \t]+", " ", text.strip()))
-    start = len(text)
-    if name := _signed(text):
-        start = name.start("name")
-    before = text[:start].rstrip(" \t\n")
-    closing = _last(_CLOSING, before)
+    text = _without_card(text)
+    name = _signed(text)
+    start = name.start("name") if name else len(text)
+    closing = _last(_CLOSING, text[:start].rstrip(" \n"))
     if closing and (closing.start("closing") or name):  # a mail that only says "Thank you." has a body, no closing
         start = closing.start("closing")
     return text[start:].strip()
+
+
+def _without_card(text: str) -> str:
+    """`text` up to the name that follows a closing line: drops the title, company and number under it."""
+    lines = text.split("\n")
+    for i in range(max(1, len(lines) - CARD_LINES - 1), len(lines) - 2):
+        below = lines[i + 1 :]
+        if _CLOSING.fullmatch(lines[i]) and all(len(line.split()) <= 5 and line[-1] not in "?!" for line in below):
+            return "\n".join(lines[: i + 2])
+    return text
 
 
 def _greeting(text: str) -> _Greeting:

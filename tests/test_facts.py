@@ -24,6 +24,7 @@ FOUND = [
     ("two of the three; fifty dollars; the 12th", ["two", "three", "fifty dollars", "12th"]),
     ("Thursday, thursday, Thurs", ["Thursday"]),
     ("move it from 2024-05-01 at 12.5", ["2024-05-01", "12.5"]),
+    ("fly to the U.S. on flight A or plan B", ["U.S."]),
     ("", []),
     ("\n \0 ' - . '", []),
 ]

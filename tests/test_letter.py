@@ -34,6 +34,8 @@ CLOSINGS = [
     ("See you tomorrow then.  All the best.  Jim", "All the best. Jim"),
     ("April 23rd is fine.  Jim", "Jim"),
     ("thanks Buzz, this helps a lot.\nkh", "kh"),
+    ("I will be there.\n\nBest Regards,\nKevin Hyatt\nAsset Development\n713-555-0100", "Best Regards,\nKevin Hyatt"),
+    ("thanks\nit works now.\nsee you at the game!", "see you at the game!"),
     ("So bin ich da.\n\nViele Grüße\nAnna", "Viele Grüße\nAnna"),
     ("Thanks, this sounds interesting. I will have a look.", ""),
     ("The best way is to ask.", ""),
