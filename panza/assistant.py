@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import json
 import random
-import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -118,7 +117,6 @@ class Assistant:
         from panza import train as training
 
         config = config or TrainConfig()
-        started = time.monotonic()
         split = self.split(config)
         self.index(progress)
         net, tokenizer = models.load_base(self.base)
@@ -132,27 +130,12 @@ class Assistant:
             )
             for name in ("train", "validation", "heldout")
         }
-        before = training.mean_loss(net, encoded["heldout"] or encoded["validation"], config)
-        result = training.train(
-            net, encoded["train"], encoded["validation"], self.home.adapters / VOICE, config, progress
-        )
-        trained = models.load(self.base, self.home.adapters / VOICE).net
-        report = {
-            "adapter": str(self.home.adapters / VOICE),
+        about = {
             "base": models.base_id(self.base),
             "method": "lora",
-            "pairs": len(encoded["train"]),
-            "validation": len(encoded["validation"]),
-            "heldout": len(encoded["heldout"]),
-            "loss_before": before,
-            "loss_after": training.mean_loss(trained, encoded["heldout"] or encoded["validation"], config),
-            **result,
-            "seconds": time.monotonic() - started,
-            "config": asdict(config),
             "trained_on": [p.message.id for p in split.train + split.validation],
         }
-        write_json(self.home.adapters / VOICE / "report.json", report)
-        return report
+        return training.train(net, training.Parts(**encoded), self.home.adapters / VOICE, config, about, progress)
 
     def learn(self, progress: Progress = silent) -> dict[str, Any]:
         """Playback, index and training in one go: what the page's button does."""

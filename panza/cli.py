@@ -19,7 +19,7 @@ from panza.assistant import Assistant
 from panza.home import open_home
 from panza.playback import PlaybackConfig
 from panza.train import TrainConfig
-from panza.types import DraftRequest, Message, UserError
+from panza.types import DraftRequest, UserError
 
 app = typer.Typer(
     add_completion=False, no_args_is_help=True, help="Drafts your mail in your voice, on your own computer."

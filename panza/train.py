@@ -12,7 +12,7 @@ import math
 import random
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -48,42 +48,61 @@ class TrainConfig:
     seed: int = field(default=0, metadata={"help": "seed of the factors, of the order and of the prompts"})
 
 
-def train(
-    net: Any,
-    train_set: Sequence[Encoded],
-    validation: Sequence[Encoded],
-    folder: Path,
-    config: TrainConfig,
-    progress: Progress = silent,
-) -> dict[str, Any]:
-    """Train LoRA factors on `net` and leave the best ones, by validation loss, in `folder`.
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What to learn from, what decides when to stop, what is only reported on (dataset.split)."""
 
-    Returns {"validation_before", "validation_after", "epochs": [...], "steps", "seconds"}; losses are mean nats per
-    answer token. `folder` is replaced only when training has ended; until then all lies in `<folder>.part`.
+    train: Sequence[Encoded]
+    validation: Sequence[Encoded]
+    heldout: Sequence[Encoded]
+
+
+def train(
+    net: Any, parts: Parts, folder: Path, config: TrainConfig, about: Mapping[str, Any], progress: Progress = silent
+) -> dict[str, Any]:
+    """Train LoRA factors on `net`; the best by validation loss go to `folder`, with report.json beside them.
+
+    Returns the report: `about`, counts, losses (mean nats per answer token) on validation and held-out mails before and
+    after, and the settings. `folder` is replaced only when all is done; until then all lies in `<folder>.part`.
     """
     import torch
 
-    if not train_set:
+    if not parts.train:
         raise UserError("There are no mails to train on: import sent mail and run `panza playback` first.")
-    part = folder.with_name(folder.name + ".part")
+    validation = parts.validation or parts.train
+    heldout = parts.heldout or validation
     torch.manual_seed(config.seed)
     net = adapters.attach_lora(net, config.rank, config.alpha, config.dropout)
-    run = _Run.start(
-        net, part, _fingerprint(net, train_set, validation, config), config, len(_batches(train_set, config, 0))
-    )
-    if run.epoch == 0 and run.step == 0:
-        run.before = mean_loss(net, validation or train_set, config)
-        run.best = math.inf
+    run = _Run.start(net, folder, _fingerprint(net, parts, config), config, len(_batches(parts.train, config, 0)))
+    if not run.started:
+        run.loss_before = mean_loss(net, heldout, config)
+        run.validation_before = mean_loss(net, validation, config)
     while run.epoch < config.epochs and run.stale < config.patience:
-        _one_epoch(run, train_set, config, progress)
-        loss = mean_loss(net, validation or train_set, config)
+        _one_epoch(run, parts.train, config, progress)
+        loss = mean_loss(net, validation, config)
         run.end_epoch(loss)
+        done = run.epoch * run.steps_per_epoch
         progress(
-            run.epoch * run.steps_per_epoch,
-            config.epochs * run.steps_per_epoch,
-            f"epoch {run.epoch}: validation loss {loss:.3f}",
+            done, config.epochs * run.steps_per_epoch, f"epoch {run.epoch}/{config.epochs}, validation loss {loss:.3f}"
         )
-    return run.finish(folder)
+    run.restore_best()
+    report = {
+        "adapter": str(folder),
+        **about,
+        "pairs": len(parts.train),
+        "validation": len(parts.validation),
+        "heldout": len(parts.heldout),
+        "loss_before": run.loss_before,
+        "loss_after": mean_loss(net, heldout, config),
+        "validation_before": run.validation_before,
+        "validation_after": run.best,
+        "epochs": run.history,
+        "steps": run.epoch * run.steps_per_epoch,
+        "seconds": run.seconds,
+        "config": asdict(config),
+    }
+    run.finish(report)
+    return report
 
 
 def mean_loss(net: Any, encoded: Sequence[Encoded], config: TrainConfig) -> float:
@@ -178,34 +197,34 @@ _SAVE_EVERY = 20  # steps between checkpoints
 class _Run:
     """The state of one training run: what a checkpoint holds."""
 
-    def __init__(self, net: Any, part: Path, fingerprint: str, config: TrainConfig, steps_per_epoch: int) -> None:
+    def __init__(self, net: Any, folder: Path, fingerprint: str, config: TrainConfig, steps_per_epoch: int) -> None:
         import torch
 
-        self.net, self.part, self.fingerprint, self.config, self.steps_per_epoch = (
-            net,
-            part,
-            fingerprint,
-            config,
-            steps_per_epoch,
-        )
+        self.net, self.folder, self.part = net, folder, folder.with_name(folder.name + ".part")
+        self.fingerprint, self.config, self.steps_per_epoch = fingerprint, config, steps_per_epoch
         self.weights = {name: p for name, p in net.named_parameters() if p.requires_grad}
         self.optimizer = torch.optim.AdamW(self.weights.values(), lr=config.lr, weight_decay=config.weight_decay)
         self.epoch = self.step = self.stale = 0
         self.seconds = 0.0
-        self.before = self.best = math.inf
+        self.loss_before = self.validation_before = self.best = math.inf
         self.history: list[float] = []
 
     @classmethod
-    def start(cls, net: Any, part: Path, fingerprint: str, config: TrainConfig, steps_per_epoch: int) -> _Run:
-        """A new run, or the one that `part` holds if it had the same data and settings."""
-        run = cls(net, part, fingerprint, config, steps_per_epoch)
-        state = part / "state.json"
-        if state.exists() and json.loads(state.read_text())["fingerprint"] == fingerprint:
-            run._load(json.loads(state.read_text()))
+    def start(cls, net: Any, folder: Path, fingerprint: str, config: TrainConfig, steps_per_epoch: int) -> _Run:
+        """A new run, or the one that was stopped if it had the same data and settings."""
+        run = cls(net, folder, fingerprint, config, steps_per_epoch)
+        file = run.part / "state.json"
+        state = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+        if state.get("fingerprint") == fingerprint:
+            run._load(state)
         else:
-            shutil.rmtree(part, ignore_errors=True)
-            part.mkdir(parents=True)
+            shutil.rmtree(run.part, ignore_errors=True)
+            run.part.mkdir(parents=True)
         return run
+
+    @property
+    def started(self) -> bool:
+        return bool(self.epoch or self.step)
 
     def update(self, rows: Sequence[Encoded], total_steps: int) -> float:
         """One optimiser step; returns the batch's mean loss."""
@@ -237,27 +256,24 @@ class _Run:
             self._write("best", {n: p.detach() for n, p in self.weights.items()})
         self._save()
 
-    def finish(self, folder: Path) -> dict[str, Any]:
-        """Put the best weights into `folder`."""
+    def restore_best(self) -> None:
+        """The weights of the epoch with the lowest validation loss."""
         import torch
         from safetensors.torch import load_file
 
+        best = load_file(self.part / "best.safetensors")
         with torch.no_grad():
-            for name, best in load_file(self.part / "best.safetensors").items():
-                self.weights[name].copy_(best)
+            for name, weight in self.weights.items():
+                weight.copy_(best[name])
+
+    def finish(self, report: Mapping[str, Any]) -> None:
+        """Put the adapter and its report where `folder` is, in one rename."""
         done = self.part / "adapter"
         adapters.save(self.net, done)
-        shutil.rmtree(folder, ignore_errors=True)
-        done.rename(folder)
+        write_json(done / "report.json", report)
+        shutil.rmtree(self.folder, ignore_errors=True)
+        done.rename(self.folder)
         shutil.rmtree(self.part)
-        steps = self.epoch * self.steps_per_epoch
-        return {
-            "validation_before": self.before,
-            "validation_after": self.best,
-            "epochs": self.history,
-            "steps": steps,
-            "seconds": self.seconds,
-        }
 
     def _save(self) -> None:
         """A checkpoint: tensors first, then the state that names them, so that a kill between leaves the old one."""
@@ -267,7 +283,17 @@ class _Run:
             for key, value in self.optimizer.state.get(p, {}).items():
                 tensors[f"{key}.{n}"] = value
         self._write(name, tensors)
-        keys = ("fingerprint", "epoch", "step", "stale", "seconds", "before", "best", "history")
+        keys = (
+            "fingerprint",
+            "epoch",
+            "step",
+            "stale",
+            "seconds",
+            "loss_before",
+            "validation_before",
+            "best",
+            "history",
+        )
         write_json(self.part / "state.json", {"tensors": name, **{k: getattr(self, k) for k in keys}})
         for old in self.part.glob("step-*.safetensors"):
             if old.stem != name:
@@ -308,9 +334,9 @@ def schedule(step: int, total: int, warmup: float) -> float:
     return 0.1 + 0.45 * (1 + math.cos(math.pi * (step - rise) / max(1, total - rise)))
 
 
-def _fingerprint(net: Any, train_set: Sequence[Encoded], validation: Sequence[Encoded], config: TrainConfig) -> str:
+def _fingerprint(net: Any, parts: Parts, config: TrainConfig) -> str:
     """Names data, settings and base: a checkpoint of another run is not resumed."""
     digest = hashlib.sha256(repr((asdict(config), sum(p.numel() for p in net.parameters()))).encode())
-    for item in (*train_set, *validation):
+    for item in (*parts.train, *parts.validation, *parts.heldout):
         digest.update(repr((item.source, item.ids)).encode())
     return digest.hexdigest()

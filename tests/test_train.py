@@ -16,7 +16,7 @@ import torch
 
 from panza import models
 from panza.dataset import Example, encode
-from panza.train import TrainConfig, _batches, losses, mean_loss, schedule, train
+from panza.train import Parts, TrainConfig, _batches, losses, mean_loss, schedule, train
 from panza.types import UserError
 
 CONFIG = TrainConfig(epochs=5, lr=2e-2, batch_tokens=600, patience=9, dropout=0.1, rank=4, alpha=8)
@@ -65,13 +65,17 @@ def test_batches_hold_every_item_once_and_respect_the_budget(tiny_base: Path) ->
 
 def test_training_lowers_the_loss_and_the_folder_holds_the_best_adapter(tiny_base: Path, tmp_path: Path) -> None:
     net, encoded = loaded(tiny_base)
-    report = train(net, encoded[:18], encoded[18:], tmp_path / "voice", CONFIG)
+    report = train(
+        net, Parts(encoded[:16], encoded[16:20], encoded[20:]), tmp_path / "voice", CONFIG, {"method": "lora"}
+    )
     assert report["validation_after"] < 0.9 * report["validation_before"]
     files = {p.name for p in (tmp_path / "voice").iterdir()}
-    assert files == {"adapter_model.safetensors", "adapter_config.json"}
+    assert files == {"adapter_model.safetensors", "adapter_config.json", "report.json"}
+    assert json.loads((tmp_path / "voice" / "report.json").read_text()) == report
     assert not (tmp_path / "voice.part").exists()
     again = models.load(str(tiny_base), tmp_path / "voice").net
-    assert mean_loss(again, encoded[18:], CONFIG) == pytest.approx(report["validation_after"], rel=1e-4)
+    assert mean_loss(again, encoded[16:20], CONFIG) == pytest.approx(report["validation_after"], rel=1e-4)
+    assert mean_loss(again, encoded[20:], CONFIG) == pytest.approx(report["loss_after"], rel=1e-4)
 
 
 def test_it_stops_when_validation_rises(tiny_base: Path, tmp_path: Path) -> None:
@@ -79,9 +83,8 @@ def test_it_stops_when_validation_rises(tiny_base: Path, tmp_path: Path) -> None
     strangers = [Example(e.source, e.chat, "zq 77 xk / jw 93 vv % kk") for e in examples(3)]
     _, tokenizer = models.load_base(str(tiny_base))
     config = TrainConfig(epochs=30, lr=3e-2, batch_tokens=1200, patience=1, rank=4, alpha=8)
-    report = train(
-        net, encoded[:9], encode(strangers, models.ChatTokenizer(tokenizer), 400), tmp_path / "voice", config
-    )
+    parts = Parts(encoded[:9], encode(strangers, models.ChatTokenizer(tokenizer), 400), [])
+    report = train(net, parts, tmp_path / "voice", config, {})
     assert len(report["epochs"]) < 30
     assert report["validation_after"] == pytest.approx(min(report["epochs"]), abs=1e-3)
 
@@ -95,7 +98,7 @@ def test_a_killed_run_ends_with_the_weights_of_an_undisturbed_one(tiny_base: Pat
         import test_train, panza.train as t
         t._Run.update.__globals__["_SAVE_EVERY"] = 2
         net, encoded = test_train.loaded(Path({str(tiny_base)!r}))
-        t.train(net, encoded[:18], encoded[18:], Path(sys.argv[1]), test_train.CONFIG)
+        t.train(net, t.Parts(encoded[:16], encoded[16:20], encoded[20:]), Path(sys.argv[1]), test_train.CONFIG, {{}})
         """
     )
     run = [sys.executable, "-c", script]
@@ -119,8 +122,8 @@ def test_a_killed_run_ends_with_the_weights_of_an_undisturbed_one(tiny_base: Pat
 
 def test_an_adapter_of_another_base_is_refused(tiny_base: Path, tmp_path: Path) -> None:
     net, encoded = loaded(tiny_base)
-    train(net, encoded[:6], encoded[6:8], tmp_path / "voice", TrainConfig(epochs=1, rank=2, alpha=4))
-    (tmp_path / "voice" / "report.json").write_text(json.dumps({"base": "another"}))
+    config = TrainConfig(epochs=1, rank=2, alpha=4)
+    train(net, Parts(encoded[:6], encoded[6:8], []), tmp_path / "voice", config, {"base": "another"})
     with pytest.raises(UserError, match="was trained on 'another'"):
         models.load(str(tiny_base), tmp_path / "voice")
 
@@ -128,7 +131,7 @@ def test_an_adapter_of_another_base_is_refused(tiny_base: Path, tmp_path: Path) 
 def test_nothing_to_train_on_is_a_sentence(tiny_base: Path, tmp_path: Path) -> None:
     net, _ = loaded(tiny_base)
     with pytest.raises(UserError, match="no mails to train on"):
-        train(net, [], [], tmp_path / "voice", CONFIG)
+        train(net, Parts([], [], []), tmp_path / "voice", CONFIG, {})
 
 
 def test_schedule_rises_then_falls_to_a_tenth() -> None:
