@@ -11,14 +11,14 @@ from itertools import groupby
 
 from panza.facts import facts
 from panza.letter import greeting, sign_off
-from panza.types import Message
+from panza.types import Address, Message
 
 MOST_SENTENCES = 3
 MOST_WORDS = 16  # of one sentence's headline
 MOST_KEYWORDS = 9
 MOST_IN_A_ROW = 5  # words that stand as in the mail before a dull one is left out
 
-_SENTENCE_END = re.compile(r"(?<=[.!?])[\"')\]]*\s+(?=[\"'(\[]?[A-Z0-9ÄÖÜÉÀ])|\n+")
+_SENTENCE_END = re.compile(r"(?<=[.!?])[\"')\]]*\s+(?=[\"'(\[]?\w)|\n+")
 _ABBREVIATION = re.compile(r"\b(?:Mr|Mrs|Ms|Dr|St|Jr|Sr|No|vs|etc|e\.g|i\.e|a\.m|p\.m|Inc|Co|Corp|[A-Z])\.$")
 
 # What a headline leaves out: articles, softeners, throat-clearing.
@@ -74,6 +74,7 @@ _TURNS: tuple[tuple[re.Pattern[str], str], ...] = tuple(
 _THEM: tuple[tuple[re.Pattern[str], str], ...] = tuple(
     (re.compile(pattern, re.IGNORECASE), word)
     for pattern, word in (
+        (r"\byou (?:guys|all)\b", "they"),
         (r"(?<=\bdo )you\b|(?<=\b(?:are|did|can) )you\b|(?<=\b(?:will|have|were) )you\b", "they"),
         (
             r"\byou(?='(?:re|ve|ll|d)\b)|\byou(?= (?:are|were|have|had|will|would|can|could|should|may|might|need|want|do|did|get|know|think|see)\b)",
@@ -107,10 +108,16 @@ def extract(message: Message, style: str = "sentence") -> str:
     chosen = _choose(sentences)
     if style == "keywords" or not _english(message.body):
         return _keywords(chosen) or " ".join(message.body.split()[:MOST_KEYWORDS])
-    to = message.to[0].label.split()[0] if message.to and message.to[0].label else ""
-    to = to if len(to) > 1 and to.isalpha() else "them"
+    to = _first_name(message.to[0]) if message.to else "them"
     orders = [_order(s, to if i == 0 else "them") for i, s in enumerate(chosen)]
     return ". ".join(o[0].upper() + o[1:] for o in orders if o) or _keywords(chosen)
+
+
+def _first_name(who: Address) -> str:
+    """What to call somebody; "them" where an address such as jlee@ does not tell."""
+    words = who.label.split()
+    told = bool(words) and (bool(who.name) or len(words) > 1) and len(words[0]) > 1 and words[0].isalpha()
+    return words[0] if told else "them"
 
 
 def middle(text: str) -> str:
