@@ -46,6 +46,6 @@ def _is_head(line: str, found: re.Match[str] | None) -> bool:
 
 def _name(written: str) -> str:
     """`"Lee, Anna" <anna@x>` -> Anna Lee."""
-    name = re.sub(r"<[^>]*>|\[[^\]]*\]|\"|/.*|@.*", "", written).strip()
+    name = re.sub(r"<[^>]*>|\[[^\]]*\]|\"|/.*|@.*|^(?:AM|PM)\b", "", written).strip()
     last, comma, first = name.partition(",")
     return f"{first.strip()} {last.strip()}" if comma else name
