@@ -82,7 +82,9 @@ class Desk:
     def write(self, change: Callable[[Desk], DraftRequest]) -> Work:
         """Start the draft that `change` asks for (a value of CHANGES)."""
         if not self.letter.instruction.strip():
-            raise UserError("Say in a few words what the mail should do, such as “tell Anna the review moves to Thursday”.")
+            raise UserError(
+                "Say in a few words what the mail should do, such as “tell Anna the review moves to Thursday”."
+            )
         request = change(self)
 
         def run(work: Work) -> None:
@@ -175,7 +177,9 @@ def read_paths(text: str) -> list[Path]:
         raise UserError("Type the path of an mbox file, a Maildir or a folder of .eml files.")
     for path in paths:
         if not path.exists():
-            raise UserError(f"There is no file or folder {path}: check the spelling, or copy the path from your file manager.")
+            raise UserError(
+                f"There is no file or folder {path}: check the spelling, or copy the path from your file manager."
+            )
     return paths
 
 

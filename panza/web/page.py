@@ -15,7 +15,7 @@ from panza.web.work import Work
 
 HEAD = (
     '<link rel="stylesheet" href="panza.css"><script src="panza.js" defer></script>'
-    '<meta name="viewport" content="width=device-width, initial-scale=1"><meta name="color-scheme" content="light dark">'
+    '<meta name="color-scheme" content="light dark">'
 )
 # Every event: no public API, no overlay over the text, and nobody waits for another tab's stream.
 EVENT = {"api_visibility": "private", "show_progress": "hidden", "concurrency_limit": None}
@@ -30,7 +30,8 @@ and go on later.</p>"""
 WHERE = """
 <details class="where"><summary>Where do I find my mail?</summary><ul>
 <li><b>Gmail</b>: takeout.google.com, choose Mail; unpack it and name the .mbox file.</li>
-<li><b>Thunderbird</b>: Help, Troubleshooting Information, Profile Folder; then Mail or ImapMail: the files without an ending.</li>
+<li><b>Thunderbird</b>: Help, Troubleshooting Information, Profile Folder; in it Mail or ImapMail: the files that have no
+ending.</li>
 <li><b>Apple Mail</b>: choose the Sent mailbox, then Mailbox, Export Mailbox.</li>
 <li><b>Others</b>: a Maildir, or a folder of .eml files.</li>
 </ul></details>
@@ -90,7 +91,9 @@ class Writing:
         )
         with gr.Row(elem_id="envelope"):
             self.to = gr.Textbox(label="To", placeholder="a name or an address", elem_id="to", min_width=120)
-            self.subject = gr.Textbox(label="Subject", placeholder="Panza suggests one", elem_id="subject", min_width=120)
+            self.subject = gr.Textbox(
+                label="Subject", placeholder="Panza suggests one", elem_id="subject", min_width=120
+            )
         with gr.Row(elem_id="buttons"):
             self.changes = {name: gr.Button(name, elem_id=name.lower(), min_width=60) for name in CHANGES}
             self.stop = gr.Button("Stop", elem_id="stop", min_width=60, visible=False)
@@ -113,10 +116,11 @@ class Writing:
         fields = list(self.fields.values())
         everything = {*self.around, *fields, *self.written}
         page.load(self.restore, None, list(everything), **EVENT)
-        self.search.input(self.find, self.search, self.picker, trigger_mode="always_last", **EVENT)
+        self.search.change(self.find, self.search, self.picker, trigger_mode="always_last", **EVENT)
         self.picker.input(self.pick, self.picker, [self.mail, self.to, self.subject, self.notice], **EVENT)
         for name, field in self.fields.items():
-            field.input(partial(self.keep, name), field, None, trigger_mode="always_last", **EVENT)
+            typed = [field.input, field.blur]  # Gradio misses some inputs (a paste right after an output); blur has all
+            gr.on(typed, partial(self.keep, name), field, None, trigger_mode="always_last", **EVENT)
         for name, button in self.changes.items():
             button.click(partial(self.write, CHANGES[name]), fields, self.written, **EVENT)
         self.stop.click(self.desk.stop, None, None, queue=False, **EVENT)
@@ -172,7 +176,7 @@ class Writing:
         yield self.written_so_far()
         shown: tuple[str, ...] = ()
         for draft in work.follow():
-            now = {self.text: draft.text, self.facts: view.facts(draft)}
+            now = {self.text: draft.text, self.facts: view.facts(draft, running=True)}
             if draft.sources != shown:
                 now[self.sources], shown = self.looked_at(draft.sources), draft.sources
             yield now
@@ -182,12 +186,14 @@ class Writing:
         """The right pane as it is now; while Panza writes, Stop is all that can be pressed."""
         desk, writing, work = self.desk, self.desk.running(DRAFT), self.desk.last.get(DRAFT)
         shown = {"Draft": not writing}
-        buttons = {b: gr.update(visible=shown.get(n, not writing and bool(desk.draft))) for n, b in self.changes.items()}
+        buttons = {
+            b: gr.update(visible=shown.get(n, not writing and bool(desk.draft))) for n, b in self.changes.items()
+        }
         return buttons | {
             self.stop: gr.update(visible=writing),
             self.bring_back: gr.update(visible=not writing and bool(desk.before.strip())),
             self.text: gr.update(value=desk.letter.text, interactive=not writing),
-            self.facts: view.facts(desk.draft, stopped=bool(work) and work.stopped.is_set()),
+            self.facts: view.facts(desk.draft, writing, bool(work) and work.stopped.is_set()),
             self.sources: self.looked_at(desk.draft.sources if desk.draft else ()),
             self.notice: view.notice(work.error if work and work.ended else ""),
         }

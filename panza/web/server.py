@@ -65,9 +65,7 @@ class Listening:
         self.server.run(sockets=[self.sock])
 
 
-def serve(
-    assistant: Any, port: int = 7860, open_browser: bool = True, announce: Callable[[str], None] = print
-) -> None:
+def serve(assistant: Any, port: int = 7860, open_browser: bool = True, announce: Callable[[str], None] = print) -> None:
     """Show the page until Ctrl-C. A taken port gives way to the next free one.
 
     announce: gets the link, once the page can be opened.
@@ -87,7 +85,9 @@ def listen(assistant: Any, port: int = 7860) -> Listening:
     sock = _bind(port)
     port, token = sock.getsockname()[1], secrets.token_urlsafe(32)
     guarded = Guard(_application(assistant), port, token)
-    config = uvicorn.Config(guarded, log_level="warning", access_log=False, server_header=False)
+    config = uvicorn.Config(
+        guarded, log_level="warning", access_log=False, server_header=False, timeout_graceful_shutdown=1
+    )
     return Listening(uvicorn.Server(config), sock, port, token)
 
 

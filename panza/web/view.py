@@ -11,6 +11,7 @@ from panza.types import Draft, Message, Thread
 from panza.web.work import Step, Work
 
 NEW_MAIL = ("A new mail\nto anyone", "")
+KEYS = "Ctrl + Enter drafts · Esc stops"
 LIMIT = 20_000  # characters of one mail that the page shows
 
 
@@ -43,7 +44,7 @@ def span(seconds: float) -> str:
     if seconds < 90:
         return f"{seconds:.0f} s"
     minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"
+    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
 
 
 # ---- the left pane
@@ -63,7 +64,9 @@ def status(s: Any) -> str:
         mailbox = ("No mail yet", "Import it under “Your mail”")
     else:
         mailbox = (count(s.mails, "mail"), f"{s.sent:,} written by you · {s.indexed:,} searchable")
-    voice = ("Your voice", s.adapter) if s.adapter else ("Not your voice yet", "Drafts sound neutral until you train it")
+    voice = (
+        ("Your voice", s.adapter) if s.adapter else ("Not your voice yet", "Drafts sound neutral until you train it")
+    )
     rows = [("" if s.mails else "off", *mailbox), ("" if s.adapter else "off", *voice), ("", "Model", s.base)]
     return '<dl class="status">' + "".join(map(_row, rows)) + "</dl>"
 
@@ -82,24 +85,19 @@ def choice(m: Message) -> tuple[str, str]:
 # ---- the middle pane
 
 
-def empty(title: str, *lines: str) -> str:
-    """What to do where there is nothing to show yet."""
-    return f'<div class="empty"><h2>{plain(title)}</h2>' + "".join(f"<p>{plain(line)}</p>" for line in lines) + "</div>"
-
-
 def nothing_chosen(mails: int) -> str:
-    """The middle pane before a mail is chosen."""
-    if not mails:
-        return empty(
-            "Start with your mail",
-            "Open “Your mail” above, name a mailbox on this computer, and let Panza learn your voice.",
-            "You can also write at once: say on the right what your mail should tell.",
-        )
-    return empty(
-        "Which mail do you want to answer?",
-        "Choose one on the left and it opens here.",
-        "For a new mail, just say on the right what it should tell.",
-    )
+    """The middle pane before a mail is chosen: what to do next."""
+    return CHOOSE if mails else BEGIN
+
+
+BEGIN = """<div class="empty"><h2>Start with your mail</h2>
+<p>Name a mailbox on this computer, and let Panza learn your voice from the mail you sent.</p>
+<button class="go" type="button">Bring in your mail</button>
+<p>You can also write at once: say on the right what your mail should tell.</p></div>"""
+
+CHOOSE = """<div class="empty"><h2>Which mail do you want to answer?</h2>
+<p>Choose one on the left and it opens here.</p>
+<p>For a new mail, just say on the right what it should tell.</p></div>"""
 
 
 def letter(m: Message, thread: Thread) -> str:
@@ -117,7 +115,7 @@ def letter(m: Message, thread: Thread) -> str:
 def _head(m: Message) -> str:
     who = f'<strong>{plain(m.sender.label) or "(no sender)"}</strong> <span class="at">{plain(m.sender.email)}</span>'
     to = ", ".join(a.label for a in (*m.to, *m.cc)[:4]) + (" …" if len(m.to) + len(m.cc) > 4 else "")
-    return f'<header>{who}<time>{day(m.date)}</time>{f"<div>to {plain(to)}</div>" if to else ""}</header>'
+    return f"<header>{who}<time>{day(m.date)}</time>{f'<div>to {plain(to)}</div>' if to else ''}</header>"
 
 
 def _body(text: str) -> str:
@@ -138,12 +136,17 @@ def notice(text: str, kind: str = "alert") -> str:
     return f'<p class="notice {kind}" role="{kind}">{plain(text)}</p>' if text else ""
 
 
-def facts(draft: Draft | None, stopped: bool = False) -> str:
+def facts(draft: Draft | None, running: bool = False, stopped: bool = False) -> str:
     """The grey line under the draft."""
     if draft is None:
-        return '<p class="facts">&nbsp;</p>'
-    parts = [count(draft.tokens, "token"), f"{draft.seconds:.1f} s", count(len(draft.sources), "source"), "on this computer"]
-    parts = ["stopped"] * stopped + parts if draft.done else ["writing …", *parts]
+        return f'<p class="facts">{"reading …" if running else KEYS}</p>'
+    parts = [
+        count(draft.tokens, "token"),
+        f"{draft.seconds:.1f} s",
+        count(len(draft.sources), "source"),
+        "on this computer",
+    ]
+    parts = ["writing …", *parts] if running else ["stopped"] * stopped + parts
     return f'<p class="facts">{" · ".join(parts)}</p>'
 
 
@@ -189,21 +192,18 @@ def _pace(step: Step) -> str:
 
 def imported(report: Any) -> str:
     """What an import brought, with every mail that was not used counted by its reason."""
-    lines = f"{count(report.added, 'new mail')} of {report.seen:,} read; {report.sent_by_me:,} written by you."
-    dropped = "".join(f"<li><b>{n:,}</b> {plain(reason)}</li>" for reason, n in report.dropped.items() if n)
-    return f'<div class="report"><p role="status">{lines}</p>' + (
-        f"<details><summary>{count(sum(report.dropped.values()), 'mail')} not used</summary><ul>{dropped}</ul></details></div>"
-        if dropped
-        else "</div>"
+    told = f"{count(report.added, 'new mail')} of {report.seen:,} read; {report.sent_by_me:,} written by you."
+    reasons = "".join(f"<li><b>{n:,}</b> {plain(reason)}</li>" for reason, n in report.dropped.items() if n)
+    dropped = (
+        _folded(f"{count(sum(report.dropped.values()), 'mail')} not used", f"<ul>{reasons}</ul>") if reasons else ""
     )
+    return f'<div class="report"><p role="status">{told}</p>{dropped}</div>'
 
 
 def learnt(report: dict[str, Any]) -> str:
     """What training brought: the loss on mails that it never saw, before and after."""
     before, after = report["loss_before"], report["loss_after"]
     better = "closer to how you write" if after < before else "no closer to how you write: more sent mail would help"
-    return (
-        f'<div class="report"><p role="status">Learnt from {count(report["pairs"], "mail")} of yours in '
-        f"{span(report['seconds'])}. On {count(report['heldout'], 'mail')} it never saw: loss {before:.2f} → {after:.2f}, "
-        f"{better}.</p></div>"
-    )
+    learnt = f"Learnt from {count(report['pairs'], 'mail')} of yours in {span(report['seconds'])}."
+    proof = f"On {count(report['heldout'], 'mail')} it never saw: loss {before:.2f} → {after:.2f}, {better}."
+    return f'<div class="report"><p role="status">{learnt} {proof}</p></div>'

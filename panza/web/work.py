@@ -8,6 +8,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from panza.types import UserError
@@ -97,13 +98,16 @@ class Work:
         seen = 0
         while True:
             with self._changed:
-                self._changed.wait_for(lambda: self._version > seen or self.ended)
+                self._changed.wait_for(partial(self._moved, seen))
                 new, seen, ended, value = self._version > seen, self._version, self.ended, self.latest
             if new:
                 yield value
             if ended:
                 return
             time.sleep(every)
+
+    def _moved(self, seen: int) -> bool:
+        return self._version > seen or self.ended
 
     def _work(self) -> None:
         try:

@@ -1,4 +1,4 @@
-// Keys, and names for the panes. Knows element ids; sends nothing anywhere.
+// Keys, one shortcut, and names for the panes. Knows element ids; sends nothing anywhere.
 
 const press = (id) => {
   const button = document.getElementById(id);
@@ -17,6 +17,13 @@ document.addEventListener("keydown", (event) => {
   event.stopPropagation();
 }, true);
 
+// The empty pane leads to the tab where mail comes in.
+document.addEventListener("click", (event) => {
+  if (!event.target.closest?.(".go")) return;
+  [...document.querySelectorAll("#tabs [role=tab]")].at(-1)?.click();
+  setTimeout(() => document.querySelector("#paths textarea")?.focus(), 100);
+});
+
 // Gradio names no column for screen readers, and gives each radio button a group of its own, so that the arrow keys
 // would not move between mails.
 const panes = { side: "Mailbox and received mail", reading: "The mail you answer", writing: "Your draft" };
@@ -27,8 +34,10 @@ const mend = () => {
     pane.setAttribute("role", "region");
     pane.setAttribute("aria-label", name);
   }
+  const text = document.querySelector("#text textarea"); // its label holds the copy button too
+  if (text && !text.hasAttribute("aria-label")) text.setAttribute("aria-label", "Draft");
   for (const radio of document.querySelectorAll("#picker input[type=radio]")) {
     if (radio.name !== "received") radio.name = "received";
   }
 };
-new MutationObserver(mend).observe(document, { childList: true, subtree: true });
+new MutationObserver(mend).observe(document, { childList: true, subtree: true, attributeFilter: ["name"] });
