@@ -30,8 +30,8 @@ and go on later.</p>"""
 WHERE = """
 <details class="where"><summary>Where do I find my mail?</summary><ul>
 <li><b>Gmail</b>: takeout.google.com, choose Mail; unpack it and name the .mbox file.</li>
-<li><b>Thunderbird</b>: Help, Troubleshooting Information, Profile Folder; in it Mail or ImapMail: the files that have no
-ending.</li>
+<li><b>Thunderbird</b>: Help, Troubleshooting Information, Profile Folder; in it Mail or ImapMail: the files without
+an ending.</li>
 <li><b>Apple Mail</b>: choose the Sent mailbox, then Mailbox, Export Mailbox.</li>
 <li><b>Others</b>: a Maildir, or a folder of .eml files.</li>
 </ul></details>

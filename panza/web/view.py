@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import html
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from panza.types import Draft, Message, Thread
+from panza.web.desk import IMPORT
 from panza.web.work import Step, Work
 
 NEW_MAIL = ("A new mail\nto anyone", "")
@@ -170,21 +171,33 @@ def _folded_source(m: Message) -> str:
 def progress(work: Work) -> str:
     """How far `work` has come: a bar, the rate, the time left."""
     step: Step = work.latest or Step()
+    amounts = megabytes if work.name == IMPORT else number
     share = step.done / step.total if step.total else 0.0
     bar = f'aria-valuenow="{share * 100:.0f}" aria-valuemin="0" aria-valuemax="100"' if step.total else ""
     width = f'style="width:{share * 100:.1f}%"' if step.total else 'class="unknown"'
-    title = "stopping …" if work.stopped.is_set() else step.note or "starting …"
+    note = "stopping …" if work.stopped.is_set() else step.note or "starting …"
+    title = f"{work.name[:1].upper()}{work.name[1:]}: {note}"
     return (
-        f'<div class="progress"><p class="phase">{plain(title[:1].upper() + title[1:])}</p>'
+        f'<div class="progress"><p class="phase">{plain(title)}</p>'
         f'<div class="bar" role="progressbar" aria-label="{plain(work.name)}" {bar}><i {width}></i></div>'
-        f'<p class="pace">{plain(_pace(step))}</p></div>'
+        f'<p class="pace">{plain(_pace(step, amounts))}</p></div>'
     )
 
 
-def _pace(step: Step) -> str:
-    parts = [f"{step.done:,} of {step.total:,}" if step.total else f"{step.done:,} so far"]
+def number(n: float) -> str:
+    """A number of steps."""
+    return f"{n:,.0f}" if n >= 10 or n == int(n) else f"{n:.2g}"
+
+
+def megabytes(n: float) -> str:
+    """A number of bytes."""
+    return f"{n / 1e6:,.1f} MB"
+
+
+def _pace(step: Step, amount: Callable[[float], str]) -> str:
+    parts = [f"{amount(step.done)} of {amount(step.total)}" if step.total else f"{amount(step.done)} so far"]
     if step.rate:
-        parts.append(f"{step.rate:,.0f} a second" if step.rate >= 10 else f"{step.rate:.2g} a second")
+        parts.append(f"{amount(step.rate)} a second")
     if step.left:
         parts.append(f"about {span(step.left)} left")
     return " · ".join(parts)

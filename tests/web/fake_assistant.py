@@ -71,7 +71,7 @@ class Writer:
             sender = ME if n % 2 else Address("", "someone@else.example")
             m = Message(f"note-{n}@import", 1_000_000_000 + n, sender, (), (), subject, body, mine=bool(n % 2))
             self.mails[m.id] = m
-            progress(n, len(notes), "reading mail")
+            progress(500_000 * n, 500_000 * len(notes), f"{n} mails")
             time.sleep(self.pause)
         return ImportReport(len(notes) + 1, len(self.mails) - before, (len(notes) + 1) // 2, {"no words left": 1})
 

@@ -11,6 +11,7 @@ from conftest import EVIL, mails
 
 from panza.types import Draft, Thread
 from panza.web import view
+from panza.web.desk import IMPORT
 from panza.web.work import Step, Work
 
 
@@ -60,9 +61,17 @@ def test_progress_tells_phase_rate_and_time_left():
     work.show(Step(34, 160, "training", 2.1, 60.0))
     shown = view.progress(work)
     assert 'role="progressbar"' in shown and 'aria-valuenow="21"' in shown
-    assert "Training" in shown and "34 of 160 · 2.1 a second · about 60 s left" in shown
+    assert "Learning your voice: training" in shown and "34 of 160 · 2.1 a second · about 60 s left" in shown
     work.show(Step(12, 0, "reading"))
     assert "aria-valuenow" not in view.progress(work) and "12 so far" in view.progress(work)
+
+
+def test_an_import_is_measured_in_megabytes():
+    work = Work(IMPORT, lambda work: None)
+    work.show(Step(52_000_000, 209_000_000, "1,204 mails", 8_000_000.0, 19.6))
+    shown = view.progress(work)
+    assert "Importing mail: 1,204 mails" in shown
+    assert "52.0 MB of 209.0 MB · 8.0 MB a second · about 20 s left" in shown
 
 
 def test_training_that_did_not_help_is_not_praised():
