@@ -40,7 +40,7 @@ _ARMOUR = re.compile(
 # Lines that no author wrote: dropped wherever they stand.
 _LINES = re.compile(
     r"""^[ \t]*(?:
-    [\[(*_-]*(?:
+    [\[(*_-]{0,8}(?:
         Sent\ (?:from|via|using|with)\ (?:my\ |an?\ |the\ )?[A-Z]?[\w' .+/-]{2,40}?(?:\ on\ .{2,30}|\ powered\ by.*|\ for\ .{2,30})?
       | Get\ Outlook\ for\ \w+.*
       | (?:Diese\ Nachricht\ wurde\ )?(?:Von|Gesendet\ (?:von|mit))\ (?:meinem?r?\ )?[\w' .+-]{2,40}?(?:\ gesendet)?
@@ -67,12 +67,12 @@ _DEVICE = re.compile(
 
 # From a line that matches to the end, nothing is the author's: list footers, advertisements, disclaimers.
 _TAILS = re.compile(
-    r"""^[ \t*>_-]*(?:
+    r"""^(?:[ \t*>_-]{0,20}(?:
       (?:To\ unsubscribe|To\ subscribe|You\ received\ this\ (?:message|e?-?mail)\ because|You\ are\ receiving\ this|
          Unsubscribe:|Um\ sich\ ab(?:zu)?melden|Pour\ vous\ désabonner|Para\ cancelar\ (?:la|su)\ suscripción|
          Per\ (?:cancellarsi|annullare\ l['’]iscrizione)|Mailing-?[Ll]ist(?:e)?:|List\ info:|
          Yahoo!\ Groups|Your\ use\ of\ Yahoo!\ Groups)
-    | (?:Do\ You\ Yahoo|Get\ [Yy]our\ (?:[Pp]rivate,\ )?[Ff]ree\ e?-?mail|Get\ your\ FREE\ download|MSN\ Photos\ is|
+    | (?:Do\ You\ Yahoo|Get\ [Yy]our\ (?:[Pp]rivate,\ )?[Ff]ree\ [Ee]?-?[Mm]ail|Get\ your\ FREE\ download|MSN\ Photos\ is|
          Join\ the\ world['’]s\ largest\ e-mail|Chat\ with\ friends\ online|Send\ and\ receive\ Hotmail|
          Download\ MSN|Add\ photos\ to\ your\ (?:messages|e-mail)|FREE!?\ (?:The\ world's|e-?mail)|
          Virus-free|Virenfrei|This\ email\ has\ been\ checked\ for\ viruses|Diese\ E-Mail\ wurde\ von\ Avast|
@@ -88,8 +88,7 @@ _TAILS = re.compile(
     | (?:Este\ (?:mensaje|correo)|La\ información\ contenida)[^.]{0,200}(?:confidencial|destinatari)
     | (?:Questo\ messaggio|Questa\ e-?mail|Le\ informazioni\ contenute)[^.]{0,200}(?:riservat|confidenzial|destinatari)
     | (?:AVISO\ LEGAL|AVVISO\ DI\ RISERVATEZZA|AVIS\ DE\ CONFIDENTIALITÉ|HAFTUNGSAUSSCHLUSS)
-    | (?:[-_=*]\s?){4,}\n[^\n]*(?:\S\ (?:mailing[ -]list|Mailingliste)\s*$|\S+@\S+\ mailing\ list)
-    )""",
+    ) | [-_=*][-_=* ]{3,120}\n[^\n]{1,120}\ (?:mailing[ -]list|Mailingliste)\b )""",
     re.VERBOSE | re.MULTILINE,
 )
 _RULE = re.compile(r"\s*(?:[-_=*~#+.]\s?){4,}\s*$")
@@ -107,7 +106,7 @@ def _without_footers(lines: list[str]) -> list[str]:
 def _is_machine_line(line: str) -> bool:
     if len(line) > 300 or not _LINES.match(line):
         return False
-    stripped = line.strip(" \t*_[(")
+    stripped = line.strip(" \t*_")
     return not stripped[:1].isalpha() or bool(_DEVICE.search(stripped)) or stripped.startswith("EXTERN")
 
 

@@ -10,6 +10,7 @@ from email.utils import mktime_tz, parsedate_tz
 from panza.mail.charset import decode
 from panza.types import Address
 
+MAX_NAME = 1000  # characters looked at of one name; what is longer is an attack
 LATEST = 1 << 33  # the year 2242: a date beyond it is a mistake
 
 _ENCODED = re.compile(r"=\?([^?\s]+)\?([bBqQ])\?([^?]*)\?=")
@@ -65,7 +66,7 @@ _ADDRESS = re.compile(
 )
 _STRUCTURED = re.compile(r"[\"<>()':]")
 _ONE = re.compile(r"""\s*(?:"([^"\\]*)"|([^",;:<>()@]*?))\s*<([^<>\s,'"]+@[^<>\s,'"]+)>\s*""")
-_BARE = re.compile(r"[^\s@,;:<>()\"']+@[^\s@,;:<>()\"']+")
+_BARE = re.compile(r"[^\s@,;:<>()\"']{1,128}@[^\s@,;:<>()\"']{1,255}")
 
 
 def addresses(raw: str) -> tuple[Address, ...]:
@@ -100,12 +101,12 @@ def addresses(raw: str) -> tuple[Address, ...]:
 
 def _bare(name: list[str], note: str) -> list[Address]:
     """The address that stands in `name` without angle brackets: "anna@b.org (Anna Lee)"."""
-    match = _BARE.search(" ".join(name))
+    match = _BARE.search(" ".join(name)[:MAX_NAME])
     return [_address(note, match[0].strip("'").lower())] if match else []
 
 
 def _address(name: str, email: str) -> Address:
-    return Address(human_name(text(name.replace(" , ", ", ")), email), email)
+    return Address(human_name(text(name[:MAX_NAME].replace(" , ", ", ")), email), email)
 
 
 _SUFFIX = re.compile(r"[,\s]+(?:Jr|Sr|II|III|IV|Ph\.?D|M\.?D|Esq|MBA|CPA|P\.?E)\.?(?=$|,|\s)", re.IGNORECASE)
@@ -115,7 +116,7 @@ _NOTE = re.compile(r"\s*(?:\([^()]*\)|\[[^\[\]]*\])\s*$")
 
 def human_name(name: str, email: str = "") -> str:
     """A display name in the order one says it: "Lee, Anna (Sales)" -> "Anna Lee". Empty if it only repeats `email`."""
-    name = _NOTE.sub("", name.replace('"', "").strip(" '\t,;"))
+    name = _NOTE.sub("", " ".join(name[:MAX_NAME].replace('"', "").split()).strip(" ',;"))
     if "@" in name or name.lower() == email:
         return ""
     if "," in name and not _COMPANY.search(name):

@@ -83,6 +83,10 @@ class _Page:
         self.pre = 0
         self.lists: list[int] = []  # the next number of each open list; 0 for bullets
 
+    @property
+    def prefix(self) -> str:
+        return "> " * min(self.quotes, 8)
+
     def write(self, text: str) -> None:
         if self.pre:
             *full, last = text.replace("\r\n", "\n").split("\n")
@@ -96,13 +100,13 @@ class _Page:
 
     def end_line(self, force: bool = False) -> None:
         if self.line.strip() or force:
-            self.lines.append("> " * self.quotes + self.line.rstrip() if self.quotes else self.line.rstrip())
+            self.lines.append(self.prefix + self.line.rstrip())
         self.line = ""
 
     def gap(self) -> None:
         self.end_line()
         if self.lines and self.lines[-1].strip("> "):
-            self.lines.append(">" * self.quotes)
+            self.lines.append(self.prefix.rstrip())
 
     def open(self, node: LexborNode) -> None:
         tag, attributes = node.tag, node.attributes
@@ -121,11 +125,11 @@ class _Page:
         elif tag == "li":
             self.line = self._bullet()
         elif tag == "hr":
-            self.lines.append("> " * self.quotes + "_" * 32)
+            self.lines.append(self.prefix + "_" * 32)
         self._mark(attributes)
 
     def _bullet(self) -> str:
-        depth = "  " * max(len(self.lists) - 1, 0)
+        depth = "  " * min(max(len(self.lists) - 1, 0), 8)
         if not self.lists or not self.lists[-1]:
             return depth + "- "
         self.lists[-1] += 1
@@ -136,10 +140,10 @@ class _Page:
         classes = f"{attributes.get('class') or ''} {attributes.get('id') or ''}".lower()
         if any(name in classes for name in _SIGNATURES) or "signature" in classes.split():
             self.end_line()
-            self.lines.append("> " * self.quotes + "-- ")
+            self.lines.append(self.prefix + "-- ")
         elif "divrplyfwdmsg" in classes or _FORWARD_LINE.search(attributes.get("style") or ""):
             self.end_line()
-            self.lines.append("> " * self.quotes + "_" * 32)
+            self.lines.append(self.prefix + "_" * 32)
 
     def close(self, node: LexborNode) -> None:
         tag = node.tag
@@ -151,7 +155,7 @@ class _Page:
             if self.lines and not self.lines[-1].strip("> "):
                 self.lines.pop()
             self.quotes -= 1
-            self.lines.append(">" * self.quotes)
+            self.lines.append(self.prefix.rstrip())
         elif tag == "pre":
             self.pre -= 1
         elif tag in ("ul", "ol") and self.lists:

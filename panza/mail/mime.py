@@ -61,7 +61,7 @@ def parse(raw: RawMail) -> Mail:
     )
 
 
-_FIELD = re.compile(rb"([!-9;-~]+)[ \t]*:[ \t]*([^\n]*(?:\n[ \t][^\n]*)*)(?:\n|\Z)")
+_FIELD = re.compile(rb"^([!-9;-~]{1,200})[ \t]*:[ \t]*([^\n]*(?:\n[ \t][^\n]*)*)(?:\n|\Z)", re.MULTILINE)
 
 
 def _structure(data: bytes) -> tuple[Part, dict[str, str]]:
@@ -133,7 +133,7 @@ def _text(part: Part, depth: int = 0) -> str:
         return ""
     if not part.is_multipart():
         return _text(_repaired(part), depth + 1)
-    children = sorted(_children(part), key=_is_not_plain) if kind == "multipart/alternative" else _children(part)
+    children = sorted(_children(part), key=_dislike) if kind == "multipart/alternative" else _children(part)
     texts = (text for child in children if (text := _text(child, depth + 1)).strip())
     return next(texts, "") if kind in _SHOWS_ONE else "\n".join(texts)
 
@@ -144,9 +144,11 @@ _SHOWS_ONE = {"multipart/alternative", "multipart/related", "multipart/signed", 
 _NO_PLAIN = re.compile(r"\A.{0,160}\bHTML\b.{0,160}\Z", re.DOTALL | re.IGNORECASE)  # "your reader cannot show HTML"
 
 
-def _is_not_plain(part: Part) -> bool:
-    """Sorts the plain alternative first, unless it only says that there is none."""
-    return part.get_content_type() != "text/plain" or bool(_NO_PLAIN.match(_plain(part).strip()))
+def _dislike(part: Part) -> int:
+    """Sorts the plain alternative first; last, if it only says that there is nothing to read in it."""
+    if part.get_content_type() != "text/plain":
+        return 1
+    return 2 if _NO_PLAIN.match(_plain(part).strip()) else 0
 
 
 def _is_attachment(part: Part) -> bool:

@@ -35,6 +35,7 @@ _START = re.compile(
 )
 _VERB = re.compile(rf"(?:^|[\s>)]|\b)(?:{'|'.join(verb for _, verb in _ATTRIBUTIONS.values())})\b")
 _WHEN = re.compile(r"\d{1,2}[:.h]\d\d|\b(?:19|20)\d\d\b|[^\s@<]+@[^\s@>]+\.\w+")
+_DATED = re.compile(r"\b(?:19|20)\d\d\b|@")
 _ADDRESS = re.compile(r"<[^\s<>@]+@[^\s<>@]+>")
 
 
@@ -49,6 +50,8 @@ def attribution(lines: Lines, i: int) -> int:
         text = f"{text} {line.strip()}".lstrip()
         if text.endswith((":", "：")) and len(text) < 400:
             return n if _attributes(text, _quote_follows(lines, i + n)) else 0
+        if not _START.match(text) and not _DATED.search(line):
+            return 0  # a line of the author's above "Anna wrote:"
     return 0
 
 

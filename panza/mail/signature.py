@@ -38,7 +38,7 @@ def is_sign_off(line: str) -> bool:
 
 _PHONE = re.compile(r"(?:\+|\(|\b)\d[\d\s()/.–-]{5,}\d\b|\b[xX]-?\d{4,5}\b")
 _LABEL = re.compile(
-    r"\b(?:tel|telephone|phone|ph|fax|facsimile|cell|cellular|mobile|mobil|mob|office|direct|desk|home|work|pager|voice|ext|"
+    r"\b(?:tél|tel|telephone|phone|ph|fax|facsimile|cell|cellular|mobile|mobil|mob|office|direct|desk|home|work|pager|voice|ext|"
     r"telefon|handy|durchwahl|téléphone|portable|teléfono|móvil|telefono|cellulare|e-?mail|mail|web|www|skype|"
     r"[tfmpoce])\b\.?\s*[:#]?|\(\s*[a-z]+\s*\)",
     re.IGNORECASE,
@@ -47,7 +47,7 @@ _NET = re.compile(r"<?(?:mailto:)?[\w.+-]+@[\w-]+(?:\.[\w-]+)+>?|(?:https?://|ww
 _PLACE = re.compile(
     r"\b[A-Z]{2}\.?,?\s+\d{5}(?:-\d{4})?\b|\b(?:D-|F-|I-|CH-|A-)?\d{4,5}\s+[A-ZÄÖÜ][a-zäöüß]+|\bP\.?\s?O\.? Box\b"
     r"|\b\d{1,5}\s+(?:[NSEW]\.? )?[A-Z][\w. ]{2,30}\b(?:Street|St|Avenue|Ave|Road|Rd|Drive|Dr|Lane|Ln|Blvd|Suite|Floor|Plaza)\b"
-    r"|(?:[Ss]traße|[Ss]trasse|[Ss]tr\.|[Pp]latz|[Ww]eg)\s+\d+|\b(?:rue|avenue|boulevard|via|viale|piazza|calle)\s+[A-Z]"
+    r"|(?:[Ss]traße|[Ss]trasse|[Ss]tr\.|[Pp]latz|[Ww]eg)\s+\d+|\b(?:rue|avenue|boulevard|via|viale|piazza|calle)\s+[A-Z]\w*"
 )
 _ROLE = re.compile(
     r"\b(?:director|manager|president|counsel|analyst|assistant|engineer|professor|associate|secretary|attorney|consultant|"
@@ -99,7 +99,7 @@ def _is_contact(line: str) -> bool:
     """Whether `line` is a phone number, an address or a link with hardly a word besides."""
     if len(line) > 120 or not (_PHONE.search(line) or _NET.search(line) or _PLACE.search(line)):
         return False
-    rest = _LABEL.sub(" ", _NET.sub(" ", _PHONE.sub(" ", line)))
+    rest = _LABEL.sub(" ", _PLACE.sub(" ", _NET.sub(" ", _PHONE.sub(" ", line))))
     return all(_is_capital(word) for word in re.findall(r"[^\W\d_]{2,}", rest))
 
 

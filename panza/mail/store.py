@@ -264,8 +264,8 @@ class Store:
 
     def _terms(self, query: str) -> list[str]:
         """The words of `query` worth a search, rarest first, quoted for FTS5."""
-        words = dict.fromkeys(word for word in re.findall(r"\w+", _folded(query)[:2000]) if word not in STOP_WORDS)
-        counted = sorted((self._frequency(word), word) for word in list(words)[: 4 * MAX_TERMS])
+        words = dict.fromkeys(word for word in re.findall(r"[^\W_]+", _folded(query)[:2000]) if word not in STOP_WORDS)
+        counted = sorted((n, word) for word in words if (n := self._frequency(word)))
         kept, matches = [], 0
         for frequency, word in counted[:MAX_TERMS]:
             matches += frequency
@@ -315,11 +315,12 @@ class Store:
         """Store a batch in one transaction: (number of mails added, every mail not used, duplicates included)."""
         with self.writing() as db:
             me = {address for (address,) in db.execute("SELECT address FROM me")}
+            before = db.execute("SELECT max(rowid) FROM message").fetchone()[0] or 0
             outcomes = [self._insert(db, entry, me) for entry in entries]
+            added = db.execute("SELECT count(*) FROM message WHERE rowid > ?", (before,)).fetchone()[0]
             rows = [(s.source, s.fingerprint, s.reason, s.item, s.detail) for s in (*outcomes, *unused)]
             db.executemany("INSERT OR REPLACE INTO seen VALUES (?, ?, ?, ?, ?)", rows)
-        duplicates = [seen for seen in outcomes if seen.reason]
-        return sum(not seen.reason for seen in outcomes), [*unused, *duplicates]
+        return added, [*unused, *(seen for seen in outcomes if seen.reason)]
 
     def _insert(self, db: sqlite3.Connection, entry: Entry, me: set[str]) -> Seen:
         m = entry.message
