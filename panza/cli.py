@@ -255,7 +255,7 @@ def demo(
     if not panza.store.count():
         step("Importing the sample mailbox")
         with bar() as progress:
-            panza.import_mail([SAMPLE / "mail.mbox"], [sample_address()], progress)
+            panza.import_mail([SAMPLE / "mail.mbox"], sample_addresses(), progress)
     if panza.adapter is None:
         step("Learning to write like its author (a few minutes; Ctrl-C stops, the next start goes on)")
         with bar() as progress:
@@ -266,9 +266,9 @@ def demo(
         serve(panza, port=port, open_browser=open_browser)
 
 
-def sample_address() -> str:
-    """The invented author of data/sample."""
-    return json.loads((SAMPLE / "author.json").read_text(encoding="utf-8"))["address"]
+def sample_addresses() -> list[str]:
+    """The own addresses of data/sample's invented author."""
+    return json.loads((SAMPLE / "author.json").read_text(encoding="utf-8"))["addresses"]
 
 
 def step(text: str) -> None:

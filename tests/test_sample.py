@@ -56,8 +56,7 @@ def test_about_two_hundred_sent_and_received(mails: list[Message]) -> None:
 
 def test_the_named_author_sent_them(mails: list[Message]) -> None:
     author = json.loads((SAMPLE.parent / "author.json").read_text(encoding="utf-8"))
-    assert author["address"] == ME[0]
-    assert sum(author["address"] in mail["From"] for mail in mails) >= 190
+    assert author["addresses"] == list(ME)
 
 
 def test_every_separator_has_an_asctime_date(text: str, mails: list[Message]) -> None:
