@@ -28,7 +28,7 @@ def clean(text: str, author: str = "") -> Words:
     text = _ARMOUR.sub("", text) if "-----BEGIN PGP" in text else text
     own, quoted = quotes.part(text.split("\n"))
     own = without_signature(_without_footers(own), author)
-    return Words(_tidy(unwrap(own)), _tidy("\n".join(line.rstrip() for line in quoted))[:MAX_QUOTED])
+    return Words(_tidy(unwrap(own, author)), _tidy("\n".join(line.rstrip() for line in quoted))[:MAX_QUOTED])
 
 
 _ARMOUR = re.compile(

@@ -106,7 +106,7 @@ def _outcome(raw: RawMail) -> Entry | Seen:
     reason = sieve.verdict(mail)
     if not reason:
         words = clean(mail.text, mail.sender.name)
-        if words.own:
+        if re.search(r"\w|[^\x00-\x7f]", words.own):
             message = _message(mail, words.own, words.quoted)
             return Entry(message, mail.headers.get("x-gm-thrid", "").strip(), _digest(message), raw.fingerprint)
         reason = "only quoted or forwarded text" if words.quoted else "no own words"

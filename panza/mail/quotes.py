@@ -148,7 +148,7 @@ _MARKS = (
     r"Mensagem original|Oorspronkelijk bericht|Ursprungligt meddelande|Oprindelig meddelelse|"
     r"Forwarded (?:message|by|e-?mail|with)|Weitergeleitete? (?:Nachricht|von)|Message transf[ée]r[ée]|Transf[ée]r[ée] par|"
     r"Message transmis|Mensaje reenviado|Reenviado por|Messaggio inoltrato|Inoltrato da|Mensagem encaminhada|"
-    r"Doorgestuurd bericht|Vidarebefordrat|Videresendt|Reply Separator|Antwort-Trennzeichen|Fwd:"
+    r"Doorgestuurd bericht|Vidarebefordrat|Videresendt|Reply Separator|Inline attachment follows|Antwort-Trennzeichen|Fwd:"
 )
 _MARK = re.compile(rf"[ \t>*]*[-_=*]{{2,}}[ \t]*(?:{_MARKS})", re.I)
 _BEGIN = re.compile(

@@ -39,7 +39,7 @@ def is_sign_off(line: str) -> bool:
 _PHONE = re.compile(r"(?:\+|\(|\b)\d[\d\s()/.–-]{5,}\d\b|\b[xX]-?\d{4,5}\b")
 _LABEL = re.compile(
     r"\b(?:tél|tel|telephone|phone|ph|fax|facsimile|cell|cellular|mobile|mobil|mob|office|direct|desk|home|work|pager|voice|ext|"
-    r"telefon|handy|durchwahl|téléphone|portable|teléfono|móvil|telefono|cellulare|e-?mail|mail|web|www|skype|"
+    r"telefon|handy|durchwahl|téléphone|portable|teléfono|móvil|telefono|cellulare|e-?mail(?: address)?|mail|web|www|skype|"
     r"[tfmpoce])\b\.?\s*[:#]?|\(\s*[a-z]+\s*\)",
     re.IGNORECASE,
 )

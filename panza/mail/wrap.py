@@ -13,20 +13,22 @@ WIDEST = 100  # a longer line was not wrapped either
 _ITEM = re.compile(r"\s*(?:[-*•·o–—+]|\(?\d{1,3}[.)]|\(?[a-zA-Z][.)]|[ivx]{1,4}[.)])\s+\S")
 _NUMBER = re.compile(r"\s*\d")
 _TABLE = re.compile(r"\S(?:\t| {4,})\S.*\S(?:\t| {4,})\S|\t\S+\t| \| .* \| ")
+_RULE = re.compile(r"\s*[-_=*~#]{4,}")
 _INDENT = re.compile(r"\s*")
 
 
-def unwrap(lines: Sequence[str]) -> str:
+def unwrap(lines: Sequence[str], author: str = "") -> str:
     """`lines` as text in which a line ends where the author ended it.
 
-    A line was wrapped if the next line's first word would not have fitted behind it, or if a sentence runs on.
+    A line was wrapped if the next line's first word would not have fitted behind it, or if a sentence runs on. A last
+    line that is a name, or initials or a short form of `author`, stays a line.
     """
     width = _width(lines)
     final = max((i for i, line in enumerate(lines) if line.strip()), default=0)
     out: list[str] = []
     last = ""  # the original line that `out[-1]` ends in
     for i, line in enumerate(lines):
-        name = i == final and bool(_NAME.fullmatch(line.strip()))
+        name = i == final and _is_name(line.strip(), author)
         if last and line.strip() and not name and _goes_on(last.rstrip(), line, out[-1], width):
             out[-1] = f"{out[-1].rstrip()} {line.strip()}"
         else:
@@ -36,6 +38,14 @@ def unwrap(lines: Sequence[str]) -> str:
 
 
 _NAME = re.compile(r"[A-Z]\w*\.?(?: [A-Z]\w*)?")  # the last line of a letter
+
+
+def _is_name(line: str, author: str) -> bool:
+    names = author.lower().split()
+    initials = "".join(name[0] for name in names)
+    word = line.lower().strip(" .-")
+    short = len(word) > 1 and (word == initials or any(name.startswith(word) for name in names))
+    return short or bool(_NAME.fullmatch(line))
 
 
 def _width(lines: Sequence[str]) -> int:
@@ -54,7 +64,7 @@ def _goes_on(last: str, line: str, paragraph: str, width: int) -> bool:
     return (
         (hanging or indent == 0 or abs(indent - len(_INDENT.match(last)[0])) <= 1)
         and not (_ITEM.match(line) and not (_NUMBER.match(line) and last[-1].isalpha()))
-        and not (_TABLE.search(last) or _TABLE.search(line))
+        and not (_TABLE.search(last) or _TABLE.search(line) or _RULE.match(line))
         and not is_sign_off(line)
     )
 

@@ -203,6 +203,18 @@ WRAPPED = {
         "I have put the file into the folder Example/Markets/Fundamentals/Paper\nAnna",
         "I have put the file into the folder Example/Markets/Fundamentals/Paper\nAnna",
     ),
+    "initials_stay": (
+        "I have put the file into the folder Example/Markets/Fundamentals/Paper\nal",
+        "I have put the file into the folder Example/Markets/Fundamentals/Paper\nal",
+    ),
+    "last_word_was_wrapped": (
+        "i have put the file into the folder of markets and of fundamentals for\nus",
+        "i have put the file into the folder of markets and of fundamentals for us",
+    ),
+    "drawn_line_stays": (
+        "I have put the file into the folder Example/Markets/Fundamentals/Paper\n__________\nThe next part.",
+        "I have put the file into the folder Example/Markets/Fundamentals/Paper\n__________\nThe next part.",
+    ),
     "not_wrapped": ("A line of its own that is rather long, " * 4 + "\nAnd then the next one.", None),
     "table": (
         "The numbers of the year, by month, in thousands, are as follows here:\nJanuary      12      14      Berlin and Vienna\n"
@@ -215,7 +227,7 @@ WRAPPED = {
 
 @pytest.mark.parametrize(("text", "want"), WRAPPED.values(), ids=WRAPPED)
 def test_hard_wraps_are_undone_and_layout_stays(text: str, want: str | None) -> None:
-    assert clean(text).own == (want or "\n".join(line.rstrip() for line in text.split("\n")))
+    assert clean(text, "Anna Lee").own == (want or "\n".join(line.rstrip() for line in text.split("\n")))
 
 
 def test_the_rest_of_a_badly_wrapped_quote_is_no_answer() -> None:
