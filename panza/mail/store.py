@@ -11,6 +11,7 @@ import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 
 from panza.mail import threads
@@ -71,8 +72,11 @@ END;
 
 _COLUMNS = "rowid, id, date, sender_name, sender, recipients, copies, subject, body, quoted, in_reply_to, refs, source, thread, mine"
 _BM25 = "bm25(words, 2.0, 1.0, 1.5)"  # weights of subject, body, people
-MAX_TERMS = 12  # words of a query that are searched: the rarest
-MAX_MATCHES = 20_000  # mails that an OR query may touch before its more frequent words are left out
+_ALL_ROWS = (0, (1 << 63) - 1)
+MAX_LOOK_UPS = 32  # words of a query whose frequency is looked up
+MAX_TERMS = 12  # words that are searched: the rarest
+MAX_AND = 4  # words that a mail must hold all of, to come first
+MAX_MATCHES = 8_000  # mails that one query may rank
 
 
 @dataclass(frozen=True, slots=True)
@@ -252,47 +256,54 @@ class Store:
     def search(self, query: str, limit: int, before: int | None = None, not_thread: str = "") -> list[int]:
         """Rowids of the mails that match free text best. Mails with all its words come first, then with any of them.
 
-        before: only mails dated earlier (seconds). not_thread: no mail of that thread.
+        before: only mails dated earlier (seconds). not_thread: no mail of that thread. Words that more than MAX_MATCHES
+        mails hold are ranked among the newest mails.
         """
         terms = self._terms(query)
         found: list[int] = []
-        for operator in (" AND ", " OR ") if len(terms) > 1 else (" OR ",):
-            if terms and len(found) < limit:
-                hits = self._matches(operator.join(terms), limit, before, not_thread)
+        for match, matches in _matches(terms):
+            if len(found) < limit:
+                hits = self._ranked(match, matches, limit, before, not_thread)
                 found += [rowid for rowid in hits if rowid not in found]
         return found[:limit]
 
-    def _terms(self, query: str) -> list[str]:
-        """The words of `query` worth a search, rarest first, quoted for FTS5."""
+    def _terms(self, query: str) -> list[tuple[int, str]]:
+        """(number of mails, word) for the words of `query` that are in the index and worth a search, rarest first."""
         words = dict.fromkeys(word for word in re.findall(r"[^\W_]+", _folded(query)[:2000]) if word not in STOP_WORDS)
-        counted = sorted((n, word) for word in words if (n := self._frequency(word)))
-        kept, matches = [], 0
-        for frequency, word in counted[:MAX_TERMS]:
-            matches += frequency
-            if not kept or matches <= MAX_MATCHES:
-                kept.append(f'"{word}"')
-        return kept
+        return sorted((n, word) for word in list(words)[:MAX_LOOK_UPS] if (n := self._frequency(word)))[:MAX_TERMS]
 
     def _frequency(self, word: str) -> int:
         row = self._db.execute("SELECT doc FROM vocabulary WHERE term = ?", (word,)).fetchone()
         return row[0] if row else 0
 
-    def _matches(self, match: str, limit: int, before: int | None, not_thread: str) -> list[int]:
+    def _ranked(self, match: str, matches: int, limit: int, before: int | None, not_thread: str) -> list[int]:
         """Ranked first and filtered after: the filter then reads a few rows instead of every match."""
-        fetched, kept = 4 * limit, []
+        query = f"SELECT rowid FROM words WHERE words MATCH ? AND rowid BETWEEN ? AND ? ORDER BY {_BM25} LIMIT ?"
+        first, last = self._newest(MAX_MATCHES / matches, before) if matches > MAX_MATCHES else _ALL_ROWS
+        fetched = 4 * limit
         while True:
-            query = f"SELECT rowid FROM words WHERE words MATCH ? ORDER BY {_BM25} LIMIT ?"
-            rowids = [rowid for (rowid,) in self._db.execute(query, (match, fetched))]
+            rowids = [rowid for (rowid,) in self._db.execute(query, (match, first, last, fetched))]
             kept = self._allowed(rowids, before, not_thread)
-            if len(kept) >= limit or len(rowids) < fetched:
+            if len(kept) >= limit or (len(rowids) < fetched and (first, last) == _ALL_ROWS):
                 return kept[:limit]
-            fetched *= 8
+            if len(rowids) < fetched:
+                first, last = _ALL_ROWS
+            else:
+                fetched *= 8
+
+    def _newest(self, share: float, before: int | None) -> tuple[int, int]:
+        """First and last rowid of about that share of all mails, the newest ones (dated before `before`)."""
+        wanted = int(share * (self._db.execute("SELECT max(rowid) FROM message").fetchone()[0] or 0)) + 1
+        query = "SELECT rowid FROM message WHERE date < ? ORDER BY date DESC, id DESC LIMIT ?"
+        rows = f"SELECT min(rowid), max(rowid) FROM ({query})"
+        first, last = self._db.execute(rows, (_ALL_ROWS[1] if before is None else before, wanted)).fetchone()
+        return max(first or 0, (last or 0) - wanted), last or 0
 
     def _allowed(self, rowids: list[int], before: int | None, not_thread: str) -> list[int]:
         if before is None and not not_thread:
             return rowids
         query = "SELECT rowid FROM message WHERE rowid IN (SELECT value FROM json_each(?)) AND date < ? AND thread != ?"
-        latest = before if before is not None else 1 << 62
+        latest = _ALL_ROWS[1] if before is None else before
         allowed = {rowid for (rowid,) in self._db.execute(query, (json.dumps(rowids), latest, not_thread))}
         return [rowid for rowid in rowids if rowid in allowed]
 
@@ -363,6 +374,16 @@ def _statements(script: str) -> Iterator[str]:
         if sqlite3.complete_statement(statement):
             yield statement
             statement = ""
+
+
+def _matches(terms: Sequence[tuple[int, str]]) -> Iterator[tuple[str, int]]:
+    """(FTS5 query, how many mails it matches at most): the rarest words together, then any of them while few match."""
+    if len(terms) > 1:
+        yield " AND ".join(f'"{word}"' for _, word in terms[:MAX_AND]), terms[0][0]
+    sums = list(accumulate(n for n, _ in terms))
+    kept = max(1, sum(total <= MAX_MATCHES for total in sums))
+    if terms:
+        yield " OR ".join(f'"{word}"' for _, word in terms[:kept]), sums[kept - 1]
 
 
 def _folded(text: str) -> str:

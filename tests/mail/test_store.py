@@ -185,6 +185,19 @@ def test_search_can_leave_out_later_mails_and_a_thread(store: Store) -> None:
     assert len(store.search("budget", 10)) == 10
 
 
+@pytest.mark.parametrize("order", ["by date", "newest first", "mixed"])
+def test_a_frequent_word_is_ranked_among_the_newest_mails(store: Store, monkeypatch, order: str) -> None:
+    monkeypatch.setattr("panza.mail.store.MAX_MATCHES", 5)
+    mails = [message(f"m{i:02}", f"Budget number {i}.", i, subject=f"s{i}") for i in range(60)]
+    put(store, *{"by date": mails, "newest first": mails[::-1], "mixed": mails[::2] + mails[1::2]}[order])
+    got = [int(m.id[1:]) for m in store.by_rows(store.search("budget", 3, before=30))]
+    assert len(got) == 3
+    assert max(got) < 30
+    if order == "by date":
+        assert min(got) >= 24
+    assert len(store.search("budget", 60)) == 60
+
+
 @settings(deadline=None, max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     text=st.text(max_size=60),
