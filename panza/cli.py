@@ -7,13 +7,13 @@ import json
 import sys
 from collections.abc import Callable
 from dataclasses import MISSING, asdict, fields
+from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from rich.table import Table
 
 from panza.assistant import Assistant
 from panza.home import open_home
@@ -201,10 +201,9 @@ def inbox(
     if as_json:
         print(json.dumps({"mails": rows}, ensure_ascii=False))
         return
-    table = Table("from", "subject", "Message-ID", box=None)
-    for row in rows:
-        table.add_row(row["from"], row["subject"], row["id"])
-    Console().print(table)
+    for m in mails:
+        when = datetime.fromtimestamp(m.date).strftime("%d %b %Y") if m.date else "no date"
+        print(f"{when}  {m.sender.label}: {m.subject or 'no subject'}\n             {m.id}")
 
 
 @app.command(name="eval")
@@ -227,7 +226,8 @@ def status(home: Home = None, as_json: AsJson = False) -> None:
     """What Panza has of you: mails, pairs, model, adapter."""
     panza = Assistant(open_home(home))
     state = asdict(panza.status()) | {"home": str(panza.home.root)}
-    show(state, as_json, "\n".join(f"{name:8} {value}" for name, value in state.items()))
+    words = {name: ", ".join(value) if name == "me" else value or "none" for name, value in state.items()}
+    show(state, as_json, "\n".join(f"{name:8} {value}" for name, value in words.items()))
 
 
 @app.command()

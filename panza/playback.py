@@ -9,7 +9,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from panza import prompt
@@ -27,12 +27,14 @@ _PREFIX = re.compile(r"^\W*(?:instructions?|prompt|task|summary|keywords?|here(?
 class PlaybackConfig:
     """How mails are turned into instructions."""
 
-    tries: int = 2  # model answers per mail before the rules take over; 0: rules alone
-    keywords_share: float = 0.34  # of mails whose instruction is keywords, as people type them; else sentences
-    least_words: int = 3  # shorter mails teach nothing
-    most_words: int = 300
-    latest: int = 1000  # at most this many mails, the newest
-    batch: int = 16
+    tries: int = field(default=2, metadata={"help": "model answers per mail before rules take over; 0: rules alone"})
+    keywords_share: float = field(
+        default=0.34, metadata={"help": "share of instructions that are keywords, as people type"}
+    )
+    least_words: int = field(default=3, metadata={"help": "shorter mails are not used"})
+    most_words: int = field(default=300, metadata={"help": "longer mails are not used"})
+    latest: int = field(default=1000, metadata={"help": "at most this many mails, the newest"})
+    batch: int = field(default=16, metadata={"help": "mails that the model plays back at once"})
 
 
 @dataclass(frozen=True, slots=True)
