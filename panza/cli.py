@@ -226,8 +226,8 @@ def status(home: Home = None, as_json: AsJson = False) -> None:
     """What Panza has of you: mails, pairs, model, adapter."""
     panza = Assistant(open_home(home))
     state = asdict(panza.status()) | {"home": str(panza.home.root)}
-    words = {name: ", ".join(value) if name == "me" else value or "none" for name, value in state.items()}
-    show(state, as_json, "\n".join(f"{name:8} {value}" for name, value in words.items()))
+    words = {name: ", ".join(value) if name == "me" else value for name, value in state.items()}
+    show(state, as_json, "\n".join(f"{name:8} {value}" for name, value in words.items() if value != ""))
 
 
 @app.command()
