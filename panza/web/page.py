@@ -72,6 +72,7 @@ class Writing:
                 self._writing()
         self.around = [self.status, self.picker, self.mail]
         self.fields = {"instruction": self.instruction, "to": self.to, "subject": self.subject, "text": self.text}
+        self._looked_at: tuple[tuple[str, ...], str] = (), ""
         self.written = [self.subject, self.text, self.facts, self.sources, self.notice, self.bring_back, self.stop]
         self.written += self.changes.values()
 
@@ -172,24 +173,19 @@ class Writing:
         yield from self.follow(work)
 
     def follow(self, work: Work) -> Iterator[Changes]:
-        """Show a draft while it grows."""
+        """Show a draft while it grows. Each yield is whole, for the browser skips one when two come at once."""
         yield self.written_so_far()
-        shown: tuple[str, ...] = ()
-        for draft in work.follow():
-            now = {self.text: draft.text, self.facts: view.facts(draft, running=True)}
-            if draft.sources != shown:
-                now[self.sources], shown = self.looked_at(draft.sources), draft.sources
-            yield now
+        for _ in work.follow():
+            yield self.written_so_far()
         yield {**self.written_so_far(), self.subject: self.desk.letter.subject}
 
     def written_so_far(self) -> Changes:
         """The right pane as it is now; while Panza writes, Stop is all that can be pressed."""
         desk, writing, work = self.desk, self.desk.running(DRAFT), self.desk.last.get(DRAFT)
-        shown = {"Draft": not writing}
-        buttons = {
-            b: gr.update(visible=shown.get(n, not writing and bool(desk.draft))) for n, b in self.changes.items()
-        }
+        drafted = bool(desk.draft) and not writing
+        buttons = {b: gr.update(visible=drafted) for b in self.changes.values()}
         return buttons | {
+            self.changes["Draft"]: gr.update(visible=not writing),
             self.stop: gr.update(visible=writing),
             self.bring_back: gr.update(visible=not writing and bool(desk.before.strip())),
             self.text: gr.update(value=desk.letter.text, interactive=not writing),
@@ -199,8 +195,10 @@ class Writing:
         }
 
     def looked_at(self, ids: tuple[str, ...]) -> str:
-        """The sources of a draft."""
-        return view.sources(map(self.desk.assistant.message, ids))
+        """The sources of a draft; made once, not at every token."""
+        if ids != self._looked_at[0]:
+            self._looked_at = ids, view.sources(map(self.desk.assistant.message, ids))
+        return self._looked_at[1]
 
     def swap(self, *fields: str) -> str:
         """Bring back the text before the newest draft."""
@@ -277,7 +275,7 @@ class Job:
         """Show the progress until the end, then the report and what it changed elsewhere."""
         yield self.state()
         for _ in work.follow(every=0.2):
-            yield {self.shown: view.progress(work)}
+            yield self.state()
         yield {**self.state(), **writing.surroundings()}
 
     def halt(self) -> str:

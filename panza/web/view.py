@@ -94,11 +94,11 @@ def nothing_chosen(mails: int) -> str:
 BEGIN = """<div class="empty"><h2>Start with your mail</h2>
 <p>Name a mailbox on this computer, and let Panza learn your voice from the mail you sent.</p>
 <button class="go" type="button">Bring in your mail</button>
-<p>You can also write at once: say on the right what your mail should tell.</p></div>"""
+<p>You can also write at once: just say what your mail should tell.</p></div>"""
 
 CHOOSE = """<div class="empty"><h2>Which mail do you want to answer?</h2>
-<p>Choose one on the left and it opens here.</p>
-<p>For a new mail, just say on the right what it should tell.</p></div>"""
+<p>Choose one from the list and it opens here.</p>
+<p>For a new mail, just say what it should tell.</p></div>"""
 
 
 def letter(m: Message, thread: Thread) -> str:

@@ -13,6 +13,9 @@ from panza.prompt import LENGTHS
 from panza.types import Address, Draft, DraftRequest, Message, Progress, Thread, UserError
 
 ME = Address("Ruth Calder", "ruth@calder.example")
+ANNA = Address("Anna Lindqvist", "anna@northmill.example")
+TOM = Address("Tom Okafor", "tom@okafor.example")
+EVIL = '<img src=x onerror="window.pwned=1"> <script>window.pwned=2</script> ${window.pwned=3} {{value}} `'
 FILLERS = [
     "Thanks for getting back to me so quickly.",
     "I looked through the numbers last night and they hold up.",
@@ -27,6 +30,23 @@ FILLERS = [
     "Call me if anything looks wrong to you.",
     "It should not take us more than half an hour.",
 ]
+
+
+def mails() -> list[Message]:
+    """Received and sent mails; one of them is made to harm a page that shows it as HTML."""
+
+    def mail(n: int, sender: Address, subject: str, body: str, thread: str = "", quoted: str = "") -> Message:
+        date = 1_700_000_000 + 86_400 * n
+        mine = sender == ME
+        to = (ANNA,) if mine else (ME,)
+        return Message(f"{n}@test", date, sender, to, (), subject, body, quoted, thread=thread or f"t{n}", mine=mine)
+
+    return [
+        mail(1, ME, "Review of the Harbor contract", "Tuesday at 10 for the review?", "t1"),
+        mail(2, ANNA, "Re: Review of the Harbor contract", "Can we still do the review on Tuesday?", "t1"),
+        mail(3, TOM, "Offsite: who drives?", "I need to know by tonight.", quoted="> nine of us"),
+        mail(4, Address(EVIL, "evil@harm.example"), EVIL, EVIL, quoted=EVIL),
+    ]  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from conftest import mails
-from fake_assistant import Writer
+from fake_assistant import Writer, mails
 
 from panza.home import open_home
 from panza.prompt import length_class

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import http.client
+import json
 import os
 import socket
 import stat
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Iterator
 
 import pytest
-from conftest import mails
+from fake_assistant import Writer, mails
+from serving import Egress, running
 
+from panza.home import open_home
 from panza.types import UserError
 from panza.web.server import Listening, _bind
 
@@ -27,9 +30,11 @@ def ask(
     return response
 
 
-@pytest.fixture
-def page(serve: Callable) -> Listening:
-    return serve(mails())
+@pytest.fixture(scope="module")
+def page(tmp_path_factory: pytest.TempPathFactory, egress: Egress) -> Iterator[Listening]:
+    with running(Writer(open_home(tmp_path_factory.mktemp("home")), mails())) as listening:
+        yield listening
+    assert egress.hosts == [], "the server left this computer"
 
 
 @pytest.fixture
@@ -85,8 +90,6 @@ def test_every_answer_carries_the_policy(page: Listening, cookie: str):
 
 
 def test_no_event_is_a_public_api_and_nothing_is_shared_or_recorded(page: Listening, cookie: str):
-    import json
-
     info = json.loads(ask(page, "/gradio_api/info", cookie=cookie).text)
     config = json.loads(ask(page, "/config", cookie=cookie).text)
     assert info["named_endpoints"] == {} and info["unnamed_endpoints"] == {}

@@ -7,8 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from conftest import EVIL, mails
-from fake_assistant import Writer
+from fake_assistant import EVIL, Writer, mails
 
 from panza.home import open_home
 
@@ -200,6 +199,8 @@ def test_learning_goes_on_over_a_reload_and_stops_when_asked(serve: Callable, vi
     page.get_by_role("tab", name="Your mail").click()
     page.get_by_role("button", name="Learn my voice").click()
     page.get_by_role("progressbar").wait_for()
+    page.locator("#learn-stop").wait_for()
+    assert not page.get_by_role("button", name="Learn my voice").is_visible()
     page.reload()
     page.get_by_role("tab", name="Your mail").click()
     page.get_by_role("progressbar").wait_for()

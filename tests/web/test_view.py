@@ -7,7 +7,7 @@ import time
 from importlib import resources
 
 import pytest
-from conftest import EVIL, mails
+from fake_assistant import EVIL, mails
 
 from panza.types import Draft, Thread
 from panza.web import view
