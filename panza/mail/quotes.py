@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 
 Lines = Sequence[str]
 
@@ -182,34 +183,39 @@ def _next_words(lines: Lines, i: int) -> int:
 
 
 DETECTORS: tuple[Callable[[Lines, int], int], ...] = (mark, attribution, header_block, lotus, bare_header)
-_PLAIN_LINE = re.compile(r"[ \t]*(?:$|[^-_=*\s:：]{1,40}[^:：]*$)")  # neither colon nor drawn line: one look for most
+_PLAIN_LINE = re.compile(rf"(?!{_START.pattern})[ \t]*(?:$|[^-_=*\s:：]{{1,40}}[^:：]*$)")
 
 
 def header_at(lines: Lines, i: int) -> int:
     """How many lines from i on are the header of a quoted mail; 0 if none begins here."""
-    if _PLAIN_LINE.match(lines[i]) and not _START.match(lines[i]) and _PLAIN_LINE.match("".join(lines[i + 1 : i + 2])):
-        return 0
     return next((n for detect in DETECTORS if (n := detect(lines, i))), 0)
+
+
+def _suspects(lines: Lines) -> list[bool]:
+    """For each line whether a header may begin there: most lines have no colon, no drawn line, and none below them."""
+    odd = [not _PLAIN_LINE.match(line) for line in lines] + [False]
+    return [here or below for here, below in pairwise(odd)]
 
 
 def part(lines: Lines) -> tuple[list[str], list[str]]:
     """(own lines, quoted lines without their `>` but with their headers). Answers between quotes stay own."""
     own: list[str] = []
     quoted: list[str] = []
+    suspects = _suspects(lines)
     i = 0
     while i < len(lines):
-        n = 0 if lines[i].startswith(">") and not _GROUPWISE.match(lines[i]) else header_at(lines, i)
+        line = lines[i]
+        is_quote = line.startswith(">") and not (line.startswith(">>>") and _GROUPWISE.match(line))
+        n = header_at(lines, i) if suspects[i] and not is_quote else 0
         if n and not _quote_follows(lines, i + n):
             return own, quoted + [_unquoted(line) for line in lines[i : i + MAX_QUOTED]]
         if n:
             quoted += lines[i : i + n]
-            i += n
-        elif lines[i].startswith(">") or (quoted and lines[i].lstrip().startswith(">")) or _is_wrap_rest(lines, i):
-            quoted.append(_unquoted(lines[i]))
-            i += 1
+        elif is_quote or (quoted and (line.lstrip().startswith(">") or _is_wrap_rest(lines, i))):
+            quoted.append(_unquoted(line))
         else:
-            own.append(lines[i])
-            i += 1
+            own.append(line)
+        i += n or 1
     return own, quoted
 
 
