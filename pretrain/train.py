@@ -86,17 +86,15 @@ def train(
     loss_of = _loss(model, device, config)
     checks = validation(data)
     saved = began = time.monotonic()
+    logged = first - 1
     for step, batch in batches(rows, config, first, steps):
         rate = schedule(step, steps, config)
         loss = _step(loss_of, opts, batch, config.micro, rate * config.lr, device)
         if step % 20 == 0 or step == steps - 1:
-            done = (step + 1 - first) * config.rows * config.T
-            log(
-                step=step,
-                loss=round(loss.item(), 4),
-                lr=round(rate * config.lr, 6),
-                tokens_per_second=int(done / (time.monotonic() - began)),
-            )
+            mean, now = loss.item(), time.monotonic()
+            speed = int((step - logged) * config.rows * config.T / (now - began))
+            log(step=step, loss=round(mean, 4), lr=round(rate * config.lr, 6), tokens_per_second=speed)
+            logged, began = step, now
         last = step == steps - 1 or step + 1 == stop_after
         if last or time.monotonic() - saved > config.save_seconds:
             save(out / LAST, model, opts, step + 1)
