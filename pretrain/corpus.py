@@ -163,16 +163,14 @@ _SIGNATURE = re.compile(
 )
 
 
+_SENTENCE = re.compile(r"[?!]$|\b(?!Inc|Corp|Ltd)\w{3,}\.$")
+
+
 def drop_signature(text: str) -> str:
     """Cut titles, firms, numbers and addresses from the short lines at the end; the name above them stays."""
     lines = text.rstrip().split("\n")
     start = len(lines)
-    while (
-        start
-        and len(lines) - start < 10
-        and len(lines[start - 1]) < 60
-        and not re.search(r"[?!]$|\w{3,}\.$", lines[start - 1])
-    ):
+    while start and len(lines) - start < 10 and len(lines[start - 1]) < 60 and not _SENTENCE.search(lines[start - 1]):
         start -= 1
     for i in range(max(start, 1), len(lines)):
         if _SIGNATURE.search(lines[i]) and not _BULLET.match(lines[i]):

@@ -6,6 +6,7 @@ A run's rows are a pure function of the token files, the recipe and the seed, so
 from __future__ import annotations
 
 import json
+import os
 import random
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -64,7 +65,7 @@ def write_tokens(path: Path, documents: Iterable[tuple[str, str]], tokenizer: To
         "bytes": np.array(sizes, dtype=np.int32),
     }
     path.parent.mkdir(parents=True, exist_ok=True)
-    temp = path.with_suffix(".part.npz")
+    temp = path.with_name(f"part-{path.name}")  # a name that no source's pattern matches
     np.savez(temp, **arrays)
     temp.replace(path)
     return len(arrays["ids"])
@@ -112,7 +113,7 @@ def _clean_file(source: Path, out: Path) -> None:
     """Clean once, read by every version."""
     if out.exists():
         return
-    temp = out.with_suffix(".part")
+    temp = out.with_suffix(f".{os.getpid()}.part")
     with temp.open("w", encoding="utf-8") as f:
         for m in mails(source):
             row = [m.key, m.author, [m.sender.first, m.sender.last], [[p.first, p.last] for p in m.to[:12]]]
@@ -133,7 +134,7 @@ def _save_names(out: Path) -> None:
     if path.exists():
         return
     names = collect(p for m in read_clean(out) for p in (m.sender, *m.to))
-    temp = path.with_suffix(".part")
+    temp = path.with_suffix(f".{os.getpid()}.part")
     temp.write_text(json.dumps({k: sorted(v) for k, v in asdict(names).items()}), encoding="utf-8")
     temp.replace(path)
 

@@ -44,7 +44,7 @@ class Rates:
 
 @dataclass(frozen=True)
 class Item:
-    """`prompt` ends with the mark after which the answer starts. `facts`: those of the instruction, for measuring."""
+    """`prompt` ends with the mark after which the answer starts."""
 
     task: str
     prompt: str
@@ -70,6 +70,12 @@ def items(
             yield item
 
 
+# Mass mail, broken transfer encodings, abuse.
+_UNFIT = re.compile(
+    r"(?i)\b(?:unsubscribe|click here|confidentiality notice|viagra|fuck\w*|rap(?:e|ist)\w*)\b|= ?20|=\n"
+)
+
+
 def usable(m: Mail, rates: Rates) -> bool:
     """Mails of ordinary length that are words, not tables, lists of people, or shouting."""
     words = m.body.split()
@@ -82,9 +88,7 @@ def usable(m: Mail, rates: Rates) -> bool:
         and not holds_personal(m.body)
         and (m.body.lstrip("\"'(*-$0123456789 ")[:1].isupper() or stable_share(m.key) < rates.lower_start)
         and m.body.count("\n") < 16
-        and not re.search(
-            r"(?i)\b(?:viagra|unsubscribe|click here|confidentiality notice|fuck|nigg|faggot|rape)\b|= ?20|=\n", m.body
-        )
+        and not _UNFIT.search(m.body)
     )
 
 
