@@ -43,6 +43,7 @@ class Assistant:
     """
 
     def __init__(self, home: Home, base: str | None = None) -> None:
+        models.settle_libraries()
         self.home = home
         settings = json.loads(home.settings.read_text(encoding="utf-8")) if home.settings.exists() else {}
         self.base: str = settings.get("base", "") if base is None else _absolute(base)

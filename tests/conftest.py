@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 os.environ.update(
-    OMP_NUM_THREADS="2", HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false", GRADIO_ANALYTICS_ENABLED="False"
+    OMP_WAIT_POLICY="passive", HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false", GRADIO_ANALYTICS_ENABLED="False"
 )
 
 ME = "mara.lindt@example.org"

@@ -34,7 +34,7 @@ class Panza:
         (folder / "block" / "sitecustomize.py").write_text(BLOCK)
         self.home = folder / "home"
         self.env = {
-            **os.environ, "PANZA_HOME": str(self.home), "PYTHONPATH": f"{folder / 'block'}:{ROOT}", "OMP_NUM_THREADS": "2",
+            **os.environ, "PANZA_HOME": str(self.home), "PYTHONPATH": f"{folder / 'block'}:{ROOT}", "OMP_WAIT_POLICY": "passive",
             "TMPDIR": str(folder),
         }  # fmt: skip
 
