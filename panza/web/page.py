@@ -115,8 +115,8 @@ class Writing:
     def wire(self, page: gr.Blocks) -> None:
         """Say what happens when."""
         fields = list(self.fields.values())
-        everything = {*self.around, *fields, *self.written}
-        page.load(self.restore, None, list(everything), **EVENT)
+        page.load(self.typed, None, fields, **EVENT)
+        page.load(self.restore, None, [*self.around, *self.written], **EVENT)
         self.search.change(self.find, self.search, self.picker, trigger_mode="always_last", **EVENT)
         self.picker.input(self.pick, self.picker, [self.mail, self.to, self.subject, self.notice], **EVENT)
         for name, field in self.fields.items():
@@ -141,10 +141,14 @@ class Writing:
         conversation = self.desk.conversation()
         return view.letter(*conversation) if conversation else view.nothing_chosen(mails)
 
+    def typed(self) -> Changes:
+        """What the user typed before a reload. An empty field is let be: by now it may hold the user's next words."""
+        kept = {field: getattr(self.desk.letter, name) for name, field in self.fields.items()}
+        return {field: value or gr.skip() for field, value in kept.items()}
+
     def restore(self) -> Iterator[Changes]:
-        """Everything as it lies on the desk, and the draft that is being written right now, if any."""
-        fields = {field: getattr(self.desk.letter, name) for name, field in self.fields.items()}
-        yield {**self.surroundings(), **fields, **self.written_so_far()}
+        """The rest of the desk, and the draft that is being written right now, if any."""
+        yield {**self.surroundings(), **self.written_so_far()}
         if self.desk.running(DRAFT):
             yield from self.follow(self.desk.last[DRAFT])
 
@@ -234,9 +238,9 @@ class Mailbox:
         self.bringing_in.wire(page, self.desk.bring_in, [self.paths, self.me], writing)
         self.learning.wire(page, self.desk.learn, [], writing)
 
-    def addresses(self) -> str:
+    def addresses(self) -> str | dict[str, Any]:
         """The user's own addresses, once Panza knows them."""
-        return ", ".join(self.desk.assistant.status().me)
+        return ", ".join(self.desk.assistant.status().me) or gr.skip()
 
 
 class Job:

@@ -6,6 +6,7 @@ token (no other user of this computer). The token is made anew at each launch an
 
 from __future__ import annotations
 
+import contextlib
 import os
 import secrets
 import socket
@@ -74,7 +75,8 @@ def serve(assistant: Any, port: int = 7860, open_browser: bool = True, announce:
     announce(f"Panza is at {listening.link}\nOnly this computer can open it. Ctrl-C stops it.")
     if open_browser and _has_screen():
         threading.Thread(target=webbrowser.open, args=[listening.link], daemon=True).start()
-    listening.run()
+    with contextlib.suppress(KeyboardInterrupt):  # which uvicorn raises again once it has closed everything
+        listening.run()
 
 
 def listen(assistant: Any, port: int = 7860) -> Listening:

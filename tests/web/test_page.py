@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -146,6 +147,25 @@ def test_the_browser_remembers_no_mail(page: Any):
     assert page.evaluate("indexedDB.databases().then((all) => all.length)") == 0
     assert page.evaluate("document.cookie") == "", "scripts must not see the token"
     assert "token" not in page.url
+
+
+def test_words_typed_while_the_page_still_loads_stay(serve: Callable, visit: Callable, tmp_path: Any):
+    class Slow(Writer):
+        def status(self) -> Any:
+            time.sleep(1.5)
+            return super().status()
+
+    page = visit(serve(assistant=Slow(open_home(tmp_path / "home"))))
+    page.reload()
+    say(page, "tell Anna the review moves")
+    page.get_by_role("tab", name="Your mail").click()
+    page.get_by_label("Your own addresses").fill("ruth@calder.example")
+    assert not page.locator("#status dl").count(), "the page has to be loading still"
+    page.locator("#status dl").wait_for(state="attached")
+    page.wait_for_timeout(500)
+    assert page.get_by_label("Your own addresses").input_value() == "ruth@calder.example"
+    page.get_by_role("tab", name="Write").click()
+    assert page.get_by_label("What should it say?").input_value() == "tell Anna the review moves"
 
 
 def test_a_mistake_is_one_sentence_on_the_page(page: Any):
