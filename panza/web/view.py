@@ -64,7 +64,8 @@ def status(s: Any) -> str:
     if not s.mails:
         mailbox = ("No mail yet", "Import it under “Your mail”")
     else:
-        mailbox = (count(s.mails, "mail"), f"{s.sent:,} written by you · {s.indexed:,} searchable")
+        indexed = f" · {s.indexed:,} searched by meaning" if s.indexed else ""
+        mailbox = (count(s.mails, "mail"), f"{s.sent:,} written by you{indexed}")
     voice = (
         ("Your voice", s.adapter) if s.adapter else ("Not your voice yet", "Drafts sound neutral until you train it")
     )
@@ -174,7 +175,7 @@ def progress(work: Work) -> str:
     amounts = megabytes if work.name == IMPORT else number
     share = step.done / step.total if step.total else 0.0
     bar = f'aria-valuenow="{share * 100:.0f}" aria-valuemin="0" aria-valuemax="100"' if step.total else ""
-    width = f'style="width:{share * 100:.1f}%"' if step.total else 'class="unknown"'
+    width = f'style="width:{share * 100:.1f}%"' if share else 'class="unknown"'  # alive before the first step is done
     note = "stopping …" if work.stopped.is_set() else step.note or "starting …"
     title = f"{work.name[:1].upper()}{work.name[1:]}: {note}"
     return (
