@@ -34,7 +34,7 @@ class PlaybackConfig:
     least_words: int = field(default=3, metadata={"help": "shorter mails are not used"})
     most_words: int = field(default=300, metadata={"help": "longer mails are not used"})
     latest: int = field(default=1000, metadata={"help": "at most this many mails, the newest"})
-    batch: int = field(default=16, metadata={"help": "mails that the model plays back at once"})
+    batch: int = field(default=8, metadata={"help": "mails that the model plays back at once"})
 
 
 @dataclass(frozen=True, slots=True)
