@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import random
+from array import array
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -219,11 +220,11 @@ class Plan:
     """Rows of T+1 tokens as runs of documents: row r holds the pieces `first[r]:first[r+1]`."""
 
     T: int
-    tokens: Tokens
+    ids: NDArray[np.uint16]
     first: NDArray[np.int64]
-    begin: NDArray[np.int64]  # of a piece in tokens.ids
-    size: NDArray[np.int32]
-    masked: NDArray[np.int32]  # how many tokens of the piece are no targets
+    begin: NDArray[np.int64]  # of a piece in ids
+    size: NDArray[np.int64]
+    masked: NDArray[np.int64]  # how many tokens of the piece are no targets
 
     def __len__(self) -> int:
         return len(self.first) - 1
@@ -238,7 +239,7 @@ class Plan:
             here = 0
             for piece in range(self.first[r], self.first[r + 1]):
                 n, skip = int(self.size[piece]), int(self.masked[piece])
-                ids = self.tokens.ids[self.begin[piece] : self.begin[piece] + n].astype(np.int64)
+                ids = self.ids[self.begin[piece] : self.begin[piece] + n].astype(np.int64)
                 x[i, here : here + n - 1] = ids[:-1]
                 skip = max(skip, 1)
                 y[i, here + skip - 1 : here + n - 1] = ids[skip:]
@@ -257,43 +258,45 @@ def plan(folder: Path, phases: Sequence[Phase], T: int, seed: int) -> Plan:
     offsets = dict(zip(names, np.cumsum([0, *(len(parts[s].ids) for s in names)]), strict=False))
     rng = np.random.default_rng(seed)
     streams = {s: _pieces(parts[s], int(offsets[s]), T, rng) for s in names}
-    first, begin, size, masked = [0], [], [], []
+    table, first = array("q"), array("q", [0])  # pieces end to end, and where each row's begin
     for phase in phases:
-        drawn = dict.fromkeys(phase.shares, 1e-9)
-        rows = phase.tokens // T
-        waiting: dict[str, tuple[int, int, int] | None] = dict.fromkeys(phase.shares)
-        for _ in range(rows):
-            room = T
-            while room > 1:
-                source = min(drawn, key=lambda s: drawn[s] / phase.shares[s])
-                piece = waiting[source] or next(streams[source])
-                waiting[source] = None
-                at, n, skip = piece
-                if n - 1 > room:
-                    if skip:  # an item is never cut: it opens the next row
-                        waiting[source] = piece
-                        break
-                    waiting[source] = (at + room, n - room, 0)
-                    n = room + 1
-                begin.append(at)
-                size.append(n)
-                masked.append(skip)
-                room -= n - 1
-                drawn[source] += n - 1
-            first.append(len(begin))
-    whole = Tokens(np.concatenate([parts[s].ids for s in names]), np.zeros(1, np.int64), *2 * (np.zeros(0, np.int32),))
-    arrays = (
-        np.array(first, np.int64),
-        np.array(begin, np.int64),
-        np.array(size, np.int32),
-        np.array(masked, np.int32),
-    )
+        for row in _rows(phase, streams, T):
+            table.extend(number for piece in row for number in piece)
+            first.append(len(table) // 3)
+    begin, size, masked = np.array(table, np.int64).reshape(-1, 3).T
+    whole = np.concatenate([parts[s].ids for s in names])
     order = _shuffled_within(phases, T, rng)
-    return _reordered(Plan(T, whole, *arrays), order)
+    return _reordered(Plan(T, whole, np.array(first, np.int64), begin, size, masked), order)
 
 
-def _pieces(t: Tokens, offset: int, T: int, rng: np.random.Generator) -> Iterator[tuple[int, int, int]]:
-    """(begin, size, masked) of documents without end; those that no row can hold as an item are left out."""
+Piece = tuple[int, int, int]  # begin, size, how many of its tokens are no targets
+
+
+def _rows(phase: Phase, streams: dict[str, Iterator[Piece]], T: int) -> Iterator[list[Piece]]:
+    """The pieces of each row: always from the source that is furthest behind its share."""
+    drawn = dict.fromkeys(phase.shares, 0.0)
+    waiting: dict[str, Piece | None] = dict.fromkeys(phase.shares)
+    for _ in range(phase.tokens // T):
+        row: list[Piece] = []
+        room = T
+        while room > 1:
+            source = min(drawn, key=lambda s: drawn[s] / phase.shares[s])
+            at, n, skip = piece = waiting[source] or next(streams[source])
+            waiting[source] = None
+            if n - 1 > room and skip:  # an item is never cut: it opens the next row
+                waiting[source] = piece
+                break
+            if n - 1 > room:
+                waiting[source] = (at + room, n - room, 0)
+                n = room + 1
+            row.append((at, n, skip))
+            room -= n - 1
+            drawn[source] += n - 1
+        yield row
+
+
+def _pieces(t: Tokens, offset: int, T: int, rng: np.random.Generator) -> Iterator[Piece]:
+    """Whole documents without end; those that no row can hold as an item are left out."""
     size = np.diff(t.start)
     usable = np.flatnonzero((size > 1) & ~((t.prompt > 0) & (size > T)))
     assert len(usable), "a source without documents"
@@ -313,4 +316,4 @@ def _reordered(p: Plan, order: NDArray[np.int64]) -> Plan:
     counts = np.diff(p.first)[order]
     first = np.concatenate(([0], np.cumsum(counts)))
     take = np.repeat(p.first[:-1][order] - first[:-1], counts) + np.arange(first[-1])
-    return Plan(p.T, p.tokens, first, p.begin[take], p.size[take], p.masked[take])
+    return Plan(p.T, p.ids, first, p.begin[take], p.size[take], p.masked[take])
