@@ -34,8 +34,8 @@ class TrainConfig:
     epochs: int = field(
         default=6, metadata={"help": "most passes over the mails; stops earlier when validation loss rises"}
     )
-    batch_tokens: int = field(default=3000, metadata={"help": "tokens of a batch, padding included"})
-    patience: int = field(default=2, metadata={"help": "epochs without a better validation loss before it stops"})
+    batch_tokens: int = field(default=2000, metadata={"help": "tokens of a batch, padding included"})
+    patience: int = field(default=1, metadata={"help": "epochs without a better validation loss before it stops"})
     warmup: float = field(default=0.06, metadata={"help": "share of the steps over which the learning rate rises"})
     weight_decay: float = field(default=0.01, metadata={"help": "AdamW weight decay"})
     most_tokens: int = field(default=640, metadata={"help": "tokens of a prompt with its mail"})
@@ -111,7 +111,7 @@ def mean_loss(net: Any, encoded: Sequence[Encoded], config: TrainConfig) -> floa
     return sum(nll for nll, _ in rows) / max(1, sum(n for _, n in rows))
 
 
-def losses(net: Any, encoded: Sequence[Encoded], batch_tokens: int = 3000) -> list[tuple[float, int]]:
+def losses(net: Any, encoded: Sequence[Encoded], batch_tokens: int = 2000) -> list[tuple[float, int]]:
     """(summed nats, answer tokens) of each item, in order."""
     import torch
 
