@@ -101,9 +101,9 @@ def measure(args: argparse.Namespace) -> None:
         mails = m.heldout(args.mail)
         asked = m.heldout_items(mails, args.count)
     else:
-        mails, asked = read_kept(args.data, args.part), validation_items(args.data, args.part)
-        asked = [i for i in asked if i.task == "write"][: args.count]
-    print(json.dumps(m.report(model, args.base, mails[: args.mails], asked)), flush=True)
+        mails = read_kept(args.data, args.part)
+        asked = m.some([i for i in validation_items(args.data, args.part) if i.task == "write"], args.count)
+    print(json.dumps(m.report(model, args.base, m.some(mails, args.mails or len(mails)), asked)), flush=True)
     if args.drafts:
         for item, (text, ended) in zip(
             m.by_hand(), m.drafts(model, args.base, [i.prompt for i in m.by_hand()]), strict=True

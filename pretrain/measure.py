@@ -7,6 +7,7 @@ import math
 import random
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from transformers import LlamaForCausalLM
@@ -21,6 +22,7 @@ from pretrain.pack import plain_mail
 from pretrain.pairs import Item, Rates, items
 from pretrain.swap import Unswapped
 
+T = TypeVar("T")
 MOST_TOKENS = 300  # of a draft
 
 # Typed by hand: (sender, recipient, instruction).
@@ -73,11 +75,16 @@ def heldout_items(mails: Sequence[Mail], count: int, seed: int = 0) -> list[Item
     rates = Rates(play_back=0, title=0, needed=0, letter=0, dictated=0.05)
     names = collect(p for m in mails for p in (m.sender, *m.to))
     made = list(items(mails, names, str(seed), rates, swap=Unswapped))
-    return random.Random(seed).sample(made, min(count, len(made)))
+    return some(made, count, seed)
+
+
+def some(listed: Sequence[T], count: int, seed: int = 0) -> list[T]:
+    """`count` of them at random: the corpora lie author by author."""
+    return random.Random(seed).sample(list(listed), min(count, len(listed)))
 
 
 @torch.no_grad()
-def drafts(model: LlamaForCausalLM, folder: Path, prompts: Sequence[str], batch: int = 64) -> list[tuple[str, bool]]:
+def drafts(model: LlamaForCausalLM, folder: Path, prompts: Sequence[str], batch: int = 16) -> list[tuple[str, bool]]:
     """(text, ended by itself) of a greedy draft for each prompt. folder: where tokenizer.json lies."""
     tokenizer = tk.load(folder)
     end, pad = tokenizer.token_to_id(tk.END), tokenizer.token_to_id(tk.END_OF_TEXT)
