@@ -16,7 +16,7 @@ LATEST = 1 << 33  # the year 2242: a date beyond it is a mistake
 _ENCODED = re.compile(r"=\?([^?\s]+)\?([bBqQ])\?([^?]*)\?=")
 _BETWEEN = re.compile(r"(\?=)\s+(=\?[^?\s]+\?[bBqQ]\?)")
 _HEX = re.compile(rb"=([0-9A-Fa-f]{2})")
-_FOLD = re.compile(r"\s*[\r\n]+\s*")
+_FOLD = re.compile(r"\s*[\r\n\x85\u2028\u2029]+\s*")  # line ends, those of Unicode too
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")
 
 

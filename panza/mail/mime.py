@@ -223,13 +223,15 @@ def unflow(text: str, delete_space: bool = False) -> str:
 
 
 _INVISIBLE = dict.fromkeys(map(ord, "\x00\u200b\u2060\ufeff\u00ad\u200e\u200f\u202a\u202b\u202c"))
-_INVISIBLE |= {0xA0: " ", 0x202F: " ", 0x2007: " ", 0x2028: "\n", 0x2029: "\n\n", 0x0B: "\n", 0x0C: "\n"}
+_INVISIBLE |= {0xA0: " ", 0x202F: " ", 0x2007: " "}
+_INVISIBLE |= dict.fromkeys(map(ord, "\x0b\x0c\x1c\x1d\x1e\x85\u2028"), "\n") | {0x2029: "\n\n"}
+_ODD = re.compile(r"[^\x01-\x0a\x0d-\x1b\x1f-\x7f]")
 _UUENCODED = re.compile(r"^begin(?:-base64)? [0-7]{3} [^\n]+\n(?:[ -`]{1,61}\n)*(?:end|====)[ \t]*$", re.MULTILINE)
 
 
 def _tidy(text: str) -> str:
     """LF line ends, ordinary spaces, no invisible characters, no uuencoded files."""
     text = text.replace("\r\n", "\n").replace("\r", "\n")
-    if not text.isascii() or "\x00" in text or "\x0c" in text:
+    if _ODD.search(text):
         text = text.translate(_INVISIBLE).encode("utf-8", "replace").decode()
     return _UUENCODED.sub("", text) if "begin" in text else text
