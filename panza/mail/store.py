@@ -8,6 +8,7 @@ import re
 import sqlite3
 import threading
 import unicodedata
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -70,6 +71,14 @@ CREATE TRIGGER words_update AFTER UPDATE OF subject, body, people ON message BEG
 END;
 """
 
+# Of a later Panza than the schema: made in older stores too.
+_INDEX = "CREATE INDEX IF NOT EXISTS message_sender ON message (sender, sender_name)"
+
+_PRAGMAS = """
+PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL; PRAGMA secure_delete=FAST;
+PRAGMA temp_store=MEMORY; -- no mail in the folder for temporary files
+"""
+
 _COLUMNS = "rowid, id, date, sender_name, sender, recipients, copies, subject, body, quoted, in_reply_to, refs, source, thread, mine"
 _BM25 = "bm25(words, 2.0, 1.0, 1.5)"  # weights of subject, body, people
 _ALL_ROWS = (0, (1 << 63) - 1)
@@ -77,6 +86,7 @@ MAX_LOOK_UPS = 32  # words of a query whose frequency is looked up
 MAX_TERMS = 12  # words that are searched: the rarest
 MAX_AND = 4  # words that a mail must hold all of, to come first
 MAX_MATCHES = 8_000  # mails that one query may rank
+MAX_NAMED = 5_000  # sent mails that are looked through for a recipient's name
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,13 +111,13 @@ class Entry:
 
 
 class Store:
-    """The mail of one user. Safe to use from several threads: each has a connection of its own."""
+    """The mail of one user. Safe to use from several threads: each has a connection, taken over when it has ended."""
 
     def __init__(self, path: Path) -> None:
         """Open the store at `path`, or make it (0600). UserError if the file is no store or a newer one."""
         self.path = Path(path)
         self._local = threading.local()
-        self._open: list[sqlite3.Connection] = []
+        self._open: dict[threading.Thread, sqlite3.Connection] = {}
         self._lock = threading.Lock()
         self.path.parent.mkdir(parents=True, exist_ok=True)
         os.close(os.open(self.path, os.O_CREAT | os.O_RDWR, 0o600))
@@ -129,6 +139,7 @@ class Store:
                 raise UserError(
                     f"{self.path} has schema {version}, this Panza knows {VERSION}; import into a new file."
                 )
+            db.execute(_INDEX)
 
     def __enter__(self) -> Store:
         return self
@@ -139,7 +150,7 @@ class Store:
     def close(self) -> None:
         """Close every thread's connection; the store cannot be used after."""
         with self._lock:
-            for db in self._open:
+            for db in self._open.values():
                 db.close()
             self._open.clear()
         self._local = threading.local()
@@ -148,11 +159,18 @@ class Store:
     def _db(self) -> sqlite3.Connection:
         db = getattr(self._local, "db", None)
         if db is None:
-            db = sqlite3.connect(self.path, timeout=30, isolation_level=None, check_same_thread=False)
-            db.executescript("PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL; PRAGMA secure_delete=FAST;")
-            self._local.db = db
             with self._lock:
-                self._open.append(db)
+                db = self._local.db = self._open[threading.current_thread()] = self._free() or self._connect()
+        return db
+
+    def _free(self) -> sqlite3.Connection | None:
+        """The connection of a thread that has ended. Closing it would not do: SQLite keeps its file open for the locks."""
+        ended = next((thread for thread in self._open if not thread.is_alive()), None)
+        return self._open.pop(ended) if ended else None
+
+    def _connect(self) -> sqlite3.Connection:
+        db = sqlite3.connect(self.path, timeout=30, isolation_level=None, check_same_thread=False)
+        db.executescript(_PRAGMAS)
         return db
 
     @contextmanager
@@ -198,6 +216,37 @@ class Store:
                 return
             db.execute("UPDATE message SET mine = 1 WHERE mine = 0 AND sender IN (SELECT address FROM me)")
         self.group()
+
+    def drop_me(self, addresses: Iterable[str]) -> None:
+        """Take back `add_me`: mails from these addresses are received mail again. UserError if one is not the user's."""
+        wanted, me = [address.strip().lower() for address in addresses], self.me
+        for address in wanted:
+            if address not in me:
+                raise UserError(f"{address!r} is none of your addresses: {', '.join(sorted(me)) or 'none is known'}.")
+        with self.writing() as db:
+            db.executemany("DELETE FROM me WHERE address = ?", [(address,) for address in wanted])
+            db.execute("UPDATE message SET mine = 0 WHERE mine = 1 AND sender NOT IN (SELECT address FROM me)")
+        self.group()
+
+    def senders(self, limit: int) -> tuple[str, ...]:
+        """The addresses that most mails here come from, the most frequent first."""
+        query = "SELECT sender FROM message GROUP BY sender ORDER BY count(*) DESC, sender LIMIT ?"
+        return tuple(sender for (sender,) in self._db.execute(query, (limit,)))
+
+    def name_of(self, address: str) -> str:
+        """The display name most often seen with `address`: as a sender, else as a recipient of the user's; or nothing."""
+        address = address.strip().lower()
+        query = "SELECT sender_name FROM message WHERE sender = ? AND sender_name != '' GROUP BY 1 ORDER BY count(*) DESC, 1"
+        row = self._db.execute(query + " LIMIT 1", (address,)).fetchone()
+        return row[0] if row else self._recipient_name(address)
+
+    def _recipient_name(self, address: str) -> str:
+        newest = "SELECT recipients, copies FROM message WHERE mine = 1 ORDER BY date DESC, id DESC LIMIT ?"
+        query = f"SELECT recipients, copies FROM ({newest}) WHERE instr(recipients || copies, ?)"
+        rows = self._db.execute(query, (MAX_NAMED, json.dumps(address, ensure_ascii=False)))
+        people = [pair for to, cc in rows for pair in json.loads(to) + json.loads(cc)]
+        names = Counter(name for name, email in people if name and email == address)
+        return names.most_common(1)[0][0] if names else ""
 
     # Reading
 

@@ -56,6 +56,32 @@ def test_files_are_private(tmp_path: Path) -> None:
         assert {stat.S_IMODE(f.stat().st_mode) for f in tmp_path.iterdir()} == {0o600}
 
 
+@pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="this system does not list open files in /proc")
+def test_the_files_of_threads_that_ended_do_not_pile_up(store: Store) -> None:
+    put(store, message("a"))
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    counts: list[int] = []
+    for _ in range(60):
+        thread = threading.Thread(target=lambda: counts.append(store.count()))
+        thread.start()
+        thread.join()
+    assert counts == [1] * 60
+    assert len(list(Path("/proc/self/fd").iterdir())) <= before + 4  # the connections of two threads
+
+
+def test_a_mail_read_in_a_thread_that_ended_is_still_read(store: Store) -> None:
+    put(store, message("a"), message("b", "Two.", 200))
+    kept: list = []
+    thread = threading.Thread(target=lambda: kept.append(store.messages()))
+    thread.start()
+    thread.join()
+    assert [m.id for m in kept[0]] == ["a", "b"]
+
+
+def test_nothing_is_spilled_into_temporary_files(store: Store) -> None:
+    assert store._db.execute("PRAGMA temp_store").fetchone() == (2,)
+
+
 def test_a_file_that_is_no_store_is_a_users_mistake(tmp_path: Path) -> None:
     (tmp_path / "text.db").write_text("no database, but long enough to look like one " * 100)
     with pytest.raises(UserError, match="text.db"):
@@ -98,6 +124,44 @@ def test_me_is_matched_as_a_whole_address(store: Store) -> None:
     for wrong in ("me", "me@", "a@b@c", "", "me@x.org, you@x.org"):
         with pytest.raises(UserError, match="address"):
             store.add_me([wrong])
+
+
+def test_a_wrong_address_of_mine_can_be_taken_back(store: Store) -> None:
+    store.add_me(["anna@example.org", "ben@example.net"])
+    put(store, message("a", "Mine.", 1, ANNA), message("b", date=2, subject="Re: Plan"))
+    assert store.count(mine=True) == 2
+    store.drop_me([" Ben@example.net"])
+    assert store.me == {"anna@example.org"}
+    assert [m.id for m in store.messages(mine=True)] == ["a"]
+    assert store.get("b").thread == "a", "Ben is a person of the thread again"
+    put(store, message("c", "Later.", 3))
+    assert not store.get("c").mine
+    with pytest.raises(UserError, match="ben@example.net.*anna@example.org"):
+        store.drop_me(["anna@example.org", "ben@example.net"])
+    assert store.me == {"anna@example.org"}
+
+
+def test_the_name_of_an_address_is_the_one_seen_most(store: Store) -> None:
+    assert store.name_of("ben@example.net") == ""
+    put(
+        store,
+        message("a", sender=Address("Benjamin Ott", "ben@example.net")),
+        message("b", sender=Address("", BEN.email)),
+    )
+    put(store, message("c", date=3), message("d", date=4))
+    assert store.name_of("BEN@example.net") == "Ben Ott"
+    assert store.name_of("anna@example.org") == "", "she wrote nothing, and no mail to her is the user's"
+    store.add_me(["ben@example.net"])
+    assert store.name_of("anna@example.org") == "Anna Lee"
+    assert store.name_of("na@example.org") == store.name_of("%") == store.name_of("") == ""
+
+
+def test_a_store_without_the_index_of_senders_gets_it(tmp_path: Path) -> None:
+    with Store(tmp_path / "mail.db") as store:
+        store._db.execute("DROP INDEX message_sender")
+    with Store(tmp_path / "mail.db") as store:
+        plan = store._db.execute("EXPLAIN QUERY PLAN SELECT sender_name FROM message WHERE sender = 'a'").fetchall()
+        assert "message_sender" in plan[0][-1]
 
 
 def test_my_name_is_the_one_used_most(store: Store) -> None:
