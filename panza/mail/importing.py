@@ -33,6 +33,7 @@ class ImportReport:
     sent_by_me: int  # among the mails seen that are in the store
     dropped: dict[str, int] = field(default_factory=dict)  # reason -> mails
     known: int = 0  # in the store since an earlier import, from the same place
+    candidates: tuple[str, ...] = ()  # if no mail is the user's: who sent most, one of them may be the user
 
 
 def import_mail(store: Store, paths: Sequence[Path], me: Sequence[str], progress: Progress = silent) -> ImportReport:
@@ -57,7 +58,8 @@ def import_mail(store: Store, paths: Sequence[Path], me: Sequence[str], progress
     dropped = {
         reason.removeprefix("dropped "): n for reason, n in sorted(counts.items()) if reason.startswith("dropped ")
     }
-    return ImportReport(counts["seen"], counts["added"], counts["mine"], dropped, counts["known"])
+    candidates = () if counts["mine"] or store.count(mine=True) else store.senders(CANDIDATES)
+    return ImportReport(counts["seen"], counts["added"], counts["mine"], dropped, counts["known"], candidates)
 
 
 def _batches(mails: Iterator[RawMail]) -> Iterator[list[RawMail]]:

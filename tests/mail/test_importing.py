@@ -112,6 +112,18 @@ def test_without_me_the_error_names_the_senders(store: Store, tmp_path: Path) ->
     assert store.count() == 0
 
 
+def test_a_wrong_me_is_answered_with_who_it_may_be(store: Store, tmp_path: Path) -> None:
+    box = write_mbox(tmp_path / "box.mbox", [mail(1), mail(2), mail(3, "ben@example.net")])
+    wrong = import_mail(store, [box], ["ana@example.org"])
+    assert (wrong.added, wrong.sent_by_me, wrong.candidates) == (3, 0, (ME, "ben@example.net"))
+    store.drop_me(["ana@example.org"])
+    assert store.me == frozenset()
+    right = import_mail(store, [box], [ME])
+    assert (right.known, right.sent_by_me, right.candidates) == (3, 2, ())
+    received = write_mbox(tmp_path / "received.mbox", [mail(4, "ben@example.net")])
+    assert import_mail(store, [received], []).candidates == (), "the store has mail of mine from elsewhere"
+
+
 def test_paths_that_hold_no_mail_are_a_users_mistake(store: Store, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "notes.txt").write_text("Nothing but notes.\n")
