@@ -11,6 +11,7 @@ from email.utils import parseaddr
 from panza import prompt
 from panza.dataset import compose
 from panza.mail import Store
+from panza.mail.threads import reply_subject
 from panza.models import Model, Sampling
 from panza.retrieve import Retriever
 from panza.types import Address, Draft, DraftRequest, Message, UserError
@@ -117,10 +118,3 @@ def check(request: DraftRequest, store: Store) -> None:
 def bare_id(message_id: str) -> str:
     """A Message-ID as the store keeps it: without angle brackets."""
     return message_id.strip().strip("<>")
-
-
-def reply_subject(subject: str) -> str:
-    """`Re: ` before a subject that has none of the usual reply marks."""
-    if not subject:
-        return ""
-    return subject if re.match(r"(?i)\s*(re|aw|sv|antw|rép|res|rif)\s*:", subject) else f"Re: {subject}"

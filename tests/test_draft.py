@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from panza.draft import Writer, reply_subject
+from panza.draft import Writer
 from panza.mail import Store, import_mail
 from panza.models import Sampling
 from panza.prompt import Chat
@@ -145,11 +145,3 @@ def test_stop_keeps_what_was_written(writer: Writer) -> None:
 def test_mistakes(writer: Writer, request_: DraftRequest, message: str) -> None:
     with pytest.raises(UserError, match=message):
         last(writer.draft(request_))
-
-
-@pytest.mark.parametrize(
-    ("subject", "reply"),
-    [("Plan", "Re: Plan"), ("Re: Plan", "Re: Plan"), ("AW: Plan", "AW: Plan"), ("", ""), ("Report", "Re: Report")],
-)
-def test_reply_subjects(subject: str, reply: str) -> None:
-    assert reply_subject(subject) == reply

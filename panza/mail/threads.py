@@ -14,6 +14,7 @@ _PREFIX = re.compile(
     re.IGNORECASE,
 )
 _TAG = re.compile(r"\s*\[[^\]]{1,40}\]\s*")  # "[list-name] "
+_LEAD = re.compile(rf"(?:{_TAG.pattern})?{_PREFIX.pattern}", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +39,14 @@ def normal_subject(subject: str) -> tuple[str, bool]:
     if not replied and (tag := _TAG.match(rest)) and _PREFIX.match(rest, tag.end()):
         return normal_subject(rest[tag.end() :])
     return " ".join(rest.lower().split()), replied
+
+
+def reply_subject(subject: str) -> str:
+    """The subject of an answer: one "Re: " instead of every prefix ("AW: RE: x"); nothing if `subject` is empty."""
+    rest = subject
+    while match := _LEAD.match(rest):
+        rest = rest[match.end() :]
+    return f"Re: {' '.join(rest.split())}".rstrip() if subject.strip() else ""
 
 
 def group(mails: Iterable[Node]) -> Mapping[str, str]:

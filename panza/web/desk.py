@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from panza.mail.threads import reply_subject
 from panza.prompt import LENGTHS, length_class
 from panza.types import Draft, DraftRequest, Message, Thread, UserError
 from panza.web.work import Work
@@ -162,12 +163,6 @@ def address(message: Message) -> str:
     """The sender as one would write it into a To field."""
     sender = message.sender
     return f"{sender.name} <{sender.email}>" if sender.name else sender.email
-
-
-def reply_subject(subject: str) -> str:
-    """`subject` with one "Re:" before it."""
-    bare = re.sub(r"^(\s*(re|aw|sv|r|fw|fwd|wg|tr)(\[\d+\])?\s*:)+\s*", "", subject, flags=re.IGNORECASE)
-    return f"Re: {bare}" if bare else "Re:"
 
 
 def read_paths(text: str) -> list[Path]:

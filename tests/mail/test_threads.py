@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from panza.mail.threads import WINDOW, Node, group, normal_subject
+from panza.mail.threads import WINDOW, Node, group, normal_subject, reply_subject
 
 DAY = 24 * 3600
 
@@ -47,6 +47,29 @@ def threads(*nodes: Node) -> set[frozenset[str]]:
 )
 def test_normal_subject(subject: str, normal: str, replied: bool) -> None:
     assert normal_subject(subject) == (normal, replied)
+
+
+@pytest.mark.parametrize(
+    ("subject", "reply"),
+    [
+        ("Lunch", "Re: Lunch"),
+        ("Re: Lunch", "Re: Lunch"),
+        ("AW: RE: Lunch", "Re: Lunch"),
+        ("TR: Lunch", "Re: Lunch"),
+        ("RE : Lunch", "Re: Lunch"),
+        ("Re[2]: Fwd: the  Lunch ", "Re: the Lunch"),
+        ("[team] Re: [team] Lunch", "Re: [team] Lunch"),
+        ("[team] Lunch", "Re: [team] Lunch"),
+        ("Report: Lunch", "Re: Report: Lunch"),
+        ("Re:", "Re:"),
+        ("", ""),
+        ("  ", ""),
+    ],
+)
+def test_one_re_stands_before_an_answer(subject: str, reply: str) -> None:
+    assert reply_subject(subject) == reply
+    assert reply_subject(reply) == reply
+    assert normal_subject(reply)[0] == normal_subject(subject)[0].removeprefix("[team] ")
 
 
 def test_references_join_even_through_a_mail_that_is_missing() -> None:

@@ -11,7 +11,7 @@ from fake_assistant import Writer, mails
 from panza.home import open_home
 from panza.prompt import length_class
 from panza.types import UserError
-from panza.web.desk import CHANGES, DRAFT, Desk, read_addresses, read_paths, reply_subject
+from panza.web.desk import CHANGES, DRAFT, Desk, read_addresses, read_paths
 
 
 @pytest.fixture
@@ -132,15 +132,6 @@ def test_the_chosen_mail_stays_in_the_picker_whatever_is_searched(desk: Desk):
     assert all(not m.mine for m in desk.found(""))
 
 
-@pytest.mark.parametrize(
-    ("subject", "reply"),
-    [("Lunch", "Re: Lunch"), ("Re: Lunch", "Re: Lunch"), ("AW: RE: Fwd: Lunch", "Re: Lunch"), ("Re[2]: x", "Re: x"),
-     ("Report", "Re: Report"), ("", "Re:")],
-)  # fmt: skip
-def test_one_re_stands_before_a_reply(subject: str, reply: str):
-    assert reply_subject(subject) == reply
-
-
 def test_paths_and_addresses_are_checked_before_work_starts(tmp_path: Path):
     (tmp_path / "a b.mbox").touch()
     assert read_paths(f' "{tmp_path}/a b.mbox" \n\n{tmp_path}\n') == [tmp_path / "a b.mbox", tmp_path]
@@ -157,4 +148,4 @@ def test_a_draft_request_survives_a_mail_without_name_or_subject(desk: Desk):
     bare = replace(mails()[1], id="bare", sender=replace(mails()[1].sender, name=""), subject="")
     desk.assistant.mails["bare"] = bare
     desk.pick("bare")
-    assert (desk.letter.to, desk.letter.subject) == (bare.sender.email, "Re:")
+    assert (desk.letter.to, desk.letter.subject) == (bare.sender.email, "")
