@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
-import json
+import hashlib
 import random
+import re
+import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from panza import dataset, models, playback
+from panza import dataset, models, playback, train
 from panza.adapters import read_report
 from panza.draft import Writer, check
-from panza.home import Home, write_json
+from panza.home import Home, read_settings, write_json
 from panza.mail import ImportReport, Store, import_mail
 from panza.playback import PlaybackConfig, PlaybackReport
 from panza.retrieve import Retriever
 from panza.train import TrainConfig
 from panza.types import Draft, DraftRequest, Message, PlaybackPair, Progress, Thread, UserError, silent
 
-VOICE = "voice"  # the name of the adapter that training writes and drafting uses
+FEW = 64  # new mails that are embedded on the way to a draft; more wait for `panza index` or training
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,15 +41,15 @@ class Assistant:
     """One user's Panza: a home folder, a base model, and what has been learnt.
 
     base: "" for the embedded model, a directory or a hub name; None for the one used last. It is remembered in the
-    home's settings once it has been loaded.
+    home's settings once it has been loaded. Each base has an adapter of its own.
     """
 
     def __init__(self, home: Home, base: str | None = None) -> None:
         models.settle_libraries()
         self.home = home
-        settings = json.loads(home.settings.read_text(encoding="utf-8")) if home.settings.exists() else {}
-        self.base: str = settings.get("base", "") if base is None else _absolute(base)
-        self._remembered = settings.get("base", "")
+        self._remembered: str = read_settings(home).get("base", "")
+        self.base = self._remembered if base is None else _absolute(base)
+        self._fetch = bool(base)  # the user named it in this call: a hub may be asked for it
         self.store = Store(home.mail)
         self._model: models.TorchModel | None = None
         self._model_key: tuple[str, float] | None = None
@@ -109,34 +111,40 @@ class Assistant:
         model = self.model(adapter=False) if config.tries else None
         return playback.play_back(self.store.messages(mine=True), model, self.home.playback, config, progress)
 
+    def forget_playback(self) -> None:
+        """Set the playback file aside, so that the next playback starts over."""
+        if self.home.playback.exists():
+            self.home.playback.replace(self.home.playback.with_suffix(".jsonl.old"))
+
     def pairs(self) -> list[PlaybackPair]:
         """All playback pairs, by date."""
         return playback.read_pairs(self.home.playback, self.store.messages(mine=True))
 
     def train(self, config: TrainConfig | None = None, progress: Progress = silent) -> dict[str, Any]:
         """Fine-tune a LoRA adapter on the playback pairs; returns the report that lies beside it."""
-        from panza import train as training
-
+        began = time.monotonic()
         config = config or TrainConfig()
         split = self.split(config)
         self.index(progress)
-        net, tokenizer = models.load_base(self.base)
+        self._model = None  # two models at once may be too much for a laptop
+        net, tokenizer = models.load_base(self.base, self._fetch)
         self._remember_base()
         chat_tokenizer = models.ChatTokenizer(tokenizer)
-        encoded = {
-            name: dataset.encode(
-                self._examples(getattr(split, name), chat_tokenizer, config, name == "train"),
-                chat_tokenizer,
-                config.most_tokens,
+        aside = frozenset(p.message.thread for p in split.heldout)
+        encoded = {}
+        for name in ("train", "validation", "heldout"):
+            training = name == "train"
+            examples = self._examples(
+                getattr(split, name), chat_tokenizer, config, training, aside if training else frozenset()
             )
-            for name in ("train", "validation", "heldout")
-        }
+            encoded[name] = dataset.encode(examples, chat_tokenizer, config.most_tokens)
         about = {
             "base": models.base_id(self.base),
             "method": "lora",
             "trained_on": [p.message.id for p in split.train + split.validation],
+            "kept_aside": [p.message.id for p in split.heldout],
         }
-        return training.train(net, training.Parts(**encoded), self.home.adapters / VOICE, config, about, progress)
+        return train.train(net, train.Parts(**encoded), self._adapter_folder, config, about, progress, began)
 
     def learn(self, progress: Progress = silent) -> dict[str, Any]:
         """Playback, index and training in one go: what the page's button does."""
@@ -160,6 +168,8 @@ class Assistant:
         """Snapshots of a draft; the last has `done`."""
         check(request, self.store)
         retriever = self.retriever if self.store.count() else None
+        if retriever and 0 < self.store.count() - retriever.count() <= FEW:
+            retriever.update()
         return Writer(self.model(adapter), self.store, retriever, self.store.my_name).draft(request, stopped)
 
     def model(self, adapter: bool = True) -> models.TorchModel:
@@ -167,8 +177,8 @@ class Assistant:
         folder = self.adapter if adapter else None
         key = (str(folder), folder.stat().st_mtime if folder else 0.0)
         if self._model is None or self._model_key != key:
-            self._model = None  # two models at once may be too much for a laptop
-            self._model, self._model_key = models.load(self.base, folder), key
+            self._model = None
+            self._model, self._model_key = models.load(self.base, folder, self._fetch), key
             self._remember_base()
         return self._model
 
@@ -179,9 +189,16 @@ class Assistant:
 
     @property
     def adapter(self) -> Path | None:
-        """The folder of the trained adapter, if there is one."""
-        folder = self.home.adapters / VOICE
-        return folder if (folder / "adapter_model.safetensors").exists() else None
+        """The folder of the adapter trained on this base, if there is one."""
+        return self._adapter_folder if (self._adapter_folder / "adapter_model.safetensors").exists() else None
+
+    @property
+    def _adapter_folder(self) -> Path:
+        name = models.base_id(self.base)
+        short = re.sub(r"[^\w.-]+", "-", Path(name).name)
+        return self.home.adapters / (
+            short if name == short else f"{short}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+        )
 
     @property
     def retriever(self) -> Retriever:
@@ -203,42 +220,59 @@ class Assistant:
             raise UserError("There is no adapter to evaluate: `panza train` makes one.")
         trained = read_report(self.adapter)
         config = TrainConfig(**trained["config"])
-        split = self.split(config)
-        held = split.heldout
+        seen = {i: self._thread_of(i) for i in trained["trained_on"]}
+        aside = set(trained["kept_aside"])
+        pairs = self.pairs()
+        held = [p for p in pairs if p.message.id in aside and p.message.thread not in seen.values()]
+        if not held:
+            raise UserError(
+                f"None of the {len(aside)} mails that training kept aside can be used now: import more mail and `panza train` again."
+            )
+        gone = len(aside) - len(held)
         if limit and limit < len(held):
-            chosen = set(random.Random(config.seed).sample(range(len(held)), limit))
-            held = [p for i, p in enumerate(held) if i in chosen]
-        seen = set(trained["trained_on"])
-        training_pairs = [p for p in self.pairs() if p.message.id in seen]
+            held = [held[i] for i in sorted(random.Random(config.seed).sample(range(len(held)), limit))]
+        training_pairs = [p for p in pairs if p.message.id in seen]
         systems = {name: self._system(name == "adapter", config, progress) for name in ("base", "adapter")}
-        report = evaluate(held, training_pairs, systems)
+        report = evaluate(held, training_pairs, systems) | {"kept_aside": len(aside), "no_longer_usable": gone}
         write_json(self.home.reports / "eval.json", report)
         return report
+
+    def _thread_of(self, message_id: str) -> str:
+        """The thread of a mail, its id if the mail is gone."""
+        try:
+            return self.store.get(message_id).thread
+        except KeyError:
+            return message_id
 
     def _system(
         self, adapter: bool, config: TrainConfig, progress: Progress
     ) -> Callable[[Sequence[PlaybackPair]], Any]:
         """A system under evaluation: greedy drafts and the loss of each reference, from the prompts of real drafting."""
         from panza.evaluate import SystemOutput
-        from panza.train import losses
 
         def answer(pairs: Sequence[PlaybackPair]) -> SystemOutput:
             model = self.model(adapter)
-            examples = self._examples(pairs, model.chat_tokenizer, replace(config, raft=1.0, lengths=0.0), False)
+            examples = self._examples(pairs, model.chat_tokenizer, config, False)
             texts = [""] * len(examples)
             done = 0
             for i, text in models.generate_batch(model, [e.chat for e in examples], models.Sampling()):
                 texts[i] = text
                 done += 1
                 progress(done, len(examples), f"drafting with the {'adapter' if adapter else 'base'}")
-            rows = losses(model.net, dataset.encode(examples, model.chat_tokenizer, config.most_tokens))
+            rows = train.losses(model.net, dataset.encode(examples, model.chat_tokenizer, config.most_tokens))
             return SystemOutput(texts, [nll for nll, _ in rows], [n for _, n in rows])
 
         return answer
 
     def _examples(
-        self, pairs: Sequence[PlaybackPair], tokenizer: models.ChatTokenizer, config: TrainConfig, training: bool
+        self,
+        pairs: Sequence[PlaybackPair],
+        tokenizer: models.ChatTokenizer,
+        config: TrainConfig,
+        training: bool,
+        kept_aside: frozenset[str] = frozenset(),
     ) -> list[dataset.Example]:
+        """Prompts with answers: with the chances of `config` for training, else as drafting makes them."""
         return dataset.build(
             pairs,
             self.store,
@@ -249,6 +283,7 @@ class Assistant:
             raft=config.raft if training else 1.0,
             lengths=config.lengths if training else 0.0,
             seed=config.seed,
+            kept_aside=kept_aside,
         )
 
 

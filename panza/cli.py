@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import inspect
 import json
+import os
 import sys
+import time
+import traceback
 from collections.abc import Callable
 from dataclasses import MISSING, asdict, fields
 from datetime import datetime
@@ -13,10 +16,20 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TaskProgressColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.text import Text
 
 from panza.assistant import Assistant
-from panza.home import open_home
+from panza.home import open_home, shipped
 from panza.playback import PlaybackConfig
 from panza.train import TrainConfig
 from panza.types import DraftRequest, UserError
@@ -33,24 +46,29 @@ Base = Annotated[
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 
-SAMPLE = Path(__file__).resolve().parent.parent / "data" / "sample"
+SAMPLE = shipped("sample")
 
 
 def main() -> None:
-    """Run a verb; a user's mistake is one sentence and exit status 1."""
+    """Run a verb; a user's mistake is one sentence and exit status 1, wrong usage exit status 2."""
     try:
         app(standalone_mode=False)
     except UserError as error:
         fail(str(error))
     except (KeyboardInterrupt, typer.Abort):
-        fail("Stopped. The same command goes on where it was.")
+        fail("Stopped. What was done is kept; the same command goes on from there.")
     except typer.Exit as end:
         sys.exit(end.exit_code)
     except Exception as error:
-        if type(error).__module__.startswith(("click", "typer")) and hasattr(error, "format_message"):
+        if hasattr(error, "format_message"):
             error.show()  # wrong usage: says what was wrong and names the help
             sys.exit(2)
-        raise
+        if os.environ.get("PANZA_DEBUG"):
+            raise
+        place = traceback.extract_tb(error.__traceback__)[-1]  # never the message: it may quote mail
+        fail(
+            f"Panza failed: {type(error).__name__} at {Path(place.filename).name}:{place.lineno}. PANZA_DEBUG=1 shows more."
+        )
 
 
 def fail(sentence: str) -> None:
@@ -87,20 +105,34 @@ def flags(config: type, **given: str) -> Callable[[Callable[..., None]], Callabl
 
 @app.command(name="import")
 def import_(
-    paths: Annotated[list[Path], typer.Argument(help="mbox files, Maildir folders, .eml files or folders of them.")],
+    paths: Annotated[
+        list[Path], typer.Argument(help="mbox files, Maildir folders, .eml files or folders of them.")
+    ] = [],  # noqa: B006
     me: Annotated[list[str], typer.Option("--me", help="Your own address; give each one you have sent from.")] = [],  # noqa: B006
+    not_me: Annotated[list[str], typer.Option("--not-me", help="An address that is not yours after all.")] = [],  # noqa: B006
     dropped: Annotated[str, typer.Option("--dropped", help="List the mails that were not used for this reason.")] = "",
     home: Home = None,
     as_json: AsJson = False,
 ) -> None:
     """Read mailboxes into Panza's own store. A second import adds only what is new."""
     panza = Assistant(open_home(home))
-    with bar() as progress:
-        report = panza.import_mail(paths, me, progress)
+    panza.store.drop_me(not_me)
+    numbers: dict[str, Any] = {}
+    text = ""
+    if paths or not (dropped or not_me):
+        with bar() as progress:
+            report = panza.import_mail(paths, me, progress)
+        numbers = asdict(report)
+        text = f"{report.added} new mails of {report.seen}, {report.sent_by_me} sent by you."
+        if report.candidates:
+            text += f" None is by you; most are by {', '.join(report.candidates)}: give yours with --me."
     if dropped:
-        for where, detail in panza.store.dropped_items(dropped):
-            err.print(f"{where}  {detail}", markup=False, highlight=False, soft_wrap=True)
-    show(asdict(report), as_json, f"{report.added} new mails of {report.seen}, {report.sent_by_me} sent by you.")
+        reasons = panza.store.dropped()
+        if dropped not in reasons:
+            raise UserError(f"No mail was dropped for '{dropped}': the reasons are {', '.join(reasons) or 'none yet'}.")
+        numbers["items"] = [{"mail": where, "detail": detail} for where, detail in panza.store.dropped_items(dropped)]
+        text += "\n".join(f"{item['mail']}  {item['detail']}" for item in numbers["items"])
+    show(numbers, as_json, text or f"Your addresses: {', '.join(sorted(panza.store.me)) or 'none'}.")
 
 
 @app.command()
@@ -108,20 +140,26 @@ def import_(
 def playback(
     config: PlaybackConfig,
     show_pairs: Annotated[int, typer.Option("--show", help="Show this many of the pairs and stop.")] = 0,
+    again: Annotated[
+        bool, typer.Option("--again", help="Start over; the old pairs are kept as playback.jsonl.old.")
+    ] = False,
     home: Home = None,
     base: Base = None,
     as_json: AsJson = False,
 ) -> None:
     """Turn each sent mail into the instruction that would have led to it."""
-    import time
-
     started = time.monotonic()
     panza = Assistant(open_home(home), base)
     if show_pairs:
-        for pair in panza.pairs()[-show_pairs:]:
-            err.print(f"[{pair.how}] {pair.instruction}", style="bold", markup=False)
-            err.print(pair.message.body + "\n", markup=False, highlight=False)
+        pairs = panza.pairs()[-show_pairs:]
+        rows = [
+            {"message_id": p.message.id, "how": p.how, "instruction": p.instruction, "mail": p.message.body}
+            for p in pairs
+        ]
+        show({"pairs": rows}, as_json, "\n\n".join(f"[{r['how']}] {r['instruction']}\n{r['mail']}" for r in rows))
         return
+    if again:
+        panza.forget_playback()
     with bar() as progress:
         report = panza.play_back(config, progress)
     numbers = asdict(report) | {"seconds": round(time.monotonic() - started, 2), "file": str(panza.home.playback)}
@@ -142,13 +180,23 @@ def train(
         raise UserError(f"'{method}' is no training method: choose lora.")
     with bar() as progress:
         report = Assistant(open_home(home), base).train(config, progress)
-    report.pop("trained_on")
-    show(
-        report,
-        as_json,
-        f"Learnt from {report['pairs']} mails in {report['seconds']:.0f} s; loss on {report['heldout']} held-out mails "
-        f"{report['loss_before']:.3f} → {report['loss_after']:.3f}.",
-    )
+    report = {key: value for key, value in report.items() if key not in ("trained_on", "kept_aside")}
+    text = f"Learnt from {report['pairs']} mails in {report['seconds']:.0f} s; "
+    if report["heldout"]:
+        text += f"loss on {report['heldout']} held-out mails {report['loss_before']:.3f} → {report['loss_after']:.3f}."
+    else:
+        text += "too few mails to keep some aside and measure."
+    show(report, as_json, text)
+
+
+@app.command()
+def index(home: Home = None, as_json: AsJson = False) -> None:
+    """Make all imported mail searchable by meaning. Training does it too; new mail is found by its words until then."""
+    panza = Assistant(open_home(home))
+    with bar() as progress:
+        added = panza.index(progress)
+    total = panza.retriever.count()
+    show({"added": added, "indexed": total}, as_json, f"{added} mails added, {total} searchable by meaning.")
 
 
 @app.command()
@@ -236,11 +284,10 @@ def serve(
     open_browser: Annotated[bool, typer.Option("--browser/--no-browser", help="Open the page in the browser.")] = True,
     home: Home = None,
     base: Base = None,
+    as_json: AsJson = False,
 ) -> None:
     """Open the page on 127.0.0.1."""
-    from panza.web import serve
-
-    serve(Assistant(open_home(home), base), port=port, open_browser=open_browser)
+    open_page(Assistant(open_home(home), base), port, open_browser, as_json)
 
 
 @app.command()
@@ -249,21 +296,35 @@ def demo(
     open_browser: Annotated[bool, typer.Option("--browser/--no-browser", help="Open the page in the browser.")] = True,
     page: Annotated[bool, typer.Option(help="Open the page at the end.")] = True,
     home: Home = None,
+    as_json: AsJson = False,
 ) -> None:
-    """Everything with the sample mailbox: import, playback, training, page. What is done already is not done again."""
-    panza = Assistant(open_home(home))
+    """Everything with the sample mailbox: import, playback, training, page. What is done already is not done again.
+
+    It has a home of its own, the folder `sample` in yours, so that its mail never mixes with your own.
+    """
+    panza = Assistant(open_home(open_home(home).root / "sample"), "")
     if not panza.store.count():
         step("Importing the sample mailbox")
         with bar() as progress:
             panza.import_mail([SAMPLE / "mail.mbox"], sample_addresses(), progress)
     if panza.adapter is None:
-        step("Learning to write like its author (a few minutes; Ctrl-C stops, the next start goes on)")
+        step("Learning to write like its author (some minutes; Ctrl-C stops, the next start goes on)")
         with bar() as progress:
             panza.learn(progress)
     if page:
-        from panza.web import serve
+        open_page(panza, port, open_browser, as_json)
+    else:
+        show(asdict(panza.status()), as_json, f"Ready in {panza.home.root}.")
 
-        serve(panza, port=port, open_browser=open_browser)
+
+def open_page(panza: Assistant, port: int, open_browser: bool, as_json: bool) -> None:
+    """Serve until Ctrl-C; the link goes to standard output."""
+    from panza.web import serve
+
+    if as_json:
+        serve(panza, port, open_browser, lambda text: print(json.dumps({"url": text.split()[3]}), flush=True))
+    else:
+        serve(panza, port, open_browser)
 
 
 def sample_addresses() -> list[str]:
@@ -280,25 +341,30 @@ def show(value: dict[str, Any], as_json: bool, text: str) -> None:
     print(json.dumps(value, ensure_ascii=False) if as_json else text)
 
 
+class Rate(ProgressColumn):
+    """Items a second; megabytes where the total is too large to count items."""
+
+    def render(self, task: Task) -> Text:
+        speed = task.finished_speed or task.speed or 0
+        return Text(f"{speed / 1e6:.1f} MB/s" if (task.total or 0) > 1e5 else f"{speed:.1f}/s")
+
+
 class bar:
-    """A progress bar on standard error whose text says what is done, with rate and time left."""
+    """A progress bar on standard error: what is done, how fast, how long still. Each total is a bar of its own."""
 
     def __enter__(self) -> Callable[[int, int, str], None]:
-        self.bar = Progress(
-            TextColumn("{task.description}"), BarColumn(24), TextColumn("{task.completed}/{task.total}"),
-            TimeElapsedColumn(), TimeRemainingColumn(), console=err, transient=False,
-        )  # fmt: skip
+        columns = (BarColumn(24), TaskProgressColumn(), Rate(), TimeElapsedColumn(), TimeRemainingColumn())
+        self.bar = Progress(TextColumn("{task.description}"), *columns, console=err)
         self.bar.start()
         self.task: Any = None
-        self.phase = ""
+        self.last = (0, 0)
         return self.report
 
     def report(self, done: int, total: int, note: str = "") -> None:
-        phase = note.split(",")[0].split(":")[0].split(" 1/")[0]
-        phase = "epoch" if phase.startswith("epoch") else phase
-        if self.task is None or phase != self.phase:
-            self.task, self.phase = self.bar.add_task(note, total=total or None), phase
-        self.bar.update(self.task, completed=done, total=total or None, description=note)
+        if self.task is None or total != self.last[1] or done < self.last[0]:
+            self.task = self.bar.add_task(note, total=total or None)
+        self.last = (done, total)
+        self.bar.update(self.task, completed=done, description=note)
 
     def __exit__(self, *_: object) -> None:
         self.bar.stop()

@@ -51,7 +51,7 @@ class Split:
 def split(pairs: Sequence[PlaybackPair], heldout_share: float = 0.2, validation_share: float = 0.1) -> Split:
     """The latest threads are held out, the ones before them validate. A thread is never cut in two.
 
-    Threads are ordered by their last pair; shares are of all pairs.
+    Threads are ordered by their last pair; shares are of all pairs. A part is empty only if there are too few threads.
     """
     threads: dict[str, list[PlaybackPair]] = {}
     for pair in pairs:
@@ -60,16 +60,19 @@ def split(pairs: Sequence[PlaybackPair], heldout_share: float = 0.2, validation_
     limits = (heldout_share * len(pairs), validation_share * len(pairs), float("inf"))
     part = 0
     for thread in sorted(threads.values(), key=lambda t: max(p.message.date for p in t), reverse=True):
-        while part < 2 and len(parts[part]) + len(thread) / 2 > limits[part]:
+        while part < 2 and (parts[part] or not limits[part]) and len(parts[part]) + len(thread) / 2 > limits[part]:
             part += 1
         parts[part].extend(thread)
+    while not parts[2] and (parts[1] or parts[0]):  # few or long threads: training comes first
+        parts = ([], parts[0], parts[1])
     heldout, validation, train = (sorted(p, key=lambda pair: pair.message.date) for p in parts)
     return Split(train, validation, heldout)
 
 
 def answered(message: Message, store: Store) -> list[Message]:
-    """The mails that `message` came after, oldest first, at most three: from its thread, else from its own quote."""
+    """The mails that `message` came after, the one it answers last, at most three: from its thread, else its quote."""
     earlier = [m for m in store.thread(message.thread).messages if m.date < message.date and m.id != message.id]
+    earlier.sort(key=lambda m: m.id == message.in_reply_to)  # stable: the others stay by date
     if earlier:
         return earlier[-3:]
     parent = quoted_message(message)
@@ -119,12 +122,14 @@ def build(
     mails: int = 2,
     lengths: float = 0.0,
     seed: int = 0,
+    kept_aside: frozenset[str] = frozenset(),
 ) -> list[Example]:
     """An example for each pair.
 
     raft: probability that the prompt holds retrieved mails (RAFT, arXiv 2403.10131); they are older than the mail and
         from other threads, so the answer never stands in its own prompt.
     lengths: probability that the prompt names the answer's length class.
+    kept_aside: threads that no prompt may show.
     most_tokens: of prompt and answer; an answer is cut only if it does not fit alone.
     """
     examples = []
@@ -133,7 +138,8 @@ def build(
         thread = answered(m, store)
         retrieved: list[Message] = []
         if retriever is not None and chance.random() < raft:
-            retrieved = retriever.search(pair.instruction, mails, before=m.date, not_thread=m.thread)
+            found = retriever.search(pair.instruction, 4 * mails, before=m.date, not_thread=m.thread)
+            retrieved = [r for r in found if r.thread not in kept_aside][:mails]
         room = most_tokens - len(tokenizer.tokenizer(m.body)["input_ids"]) - 4
         chat, _ = compose(
             pair.instruction,

@@ -10,6 +10,8 @@ from typing import Any
 
 import platformdirs
 
+from panza.types import UserError
+
 
 @dataclass(frozen=True)
 class Home:
@@ -49,9 +51,31 @@ def open_home(path: Path | None = None) -> Home:
     """
     root = Path(path or os.environ.get("PANZA_HOME") or platformdirs.user_data_dir("panza", appauthor=False))
     os.umask(0o077)
-    root.mkdir(parents=True, exist_ok=True)
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError, PermissionError) as error:
+        raise UserError(
+            f"'{root}' cannot be Panza's folder ({type(error).__name__}): give another with --home or PANZA_HOME."
+        ) from None
     root.chmod(0o700)
     return Home(root.resolve())
+
+
+def shipped(name: str) -> Path:
+    """The folder `data/<name>` that comes with Panza: beside the package in a checkout, inside it when installed."""
+    package = Path(__file__).resolve().parent
+    beside = package.parent / "data" / name
+    return beside if beside.is_dir() else package / "_data" / name
+
+
+def read_settings(home: Home) -> dict[str, Any]:
+    """The settings, {} if there are none yet."""
+    if not home.settings.exists():
+        return {}
+    try:
+        return dict(json.loads(home.settings.read_text(encoding="utf-8")))
+    except (ValueError, TypeError):
+        raise UserError(f"'{home.settings}' is not a JSON object: mend it or delete it.") from None
 
 
 def write_atomically(path: Path, text: str) -> None:

@@ -10,14 +10,17 @@ import os
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from panza.home import shipped
 from panza.prompt import Chat
 from panza.types import UserError
 
-EMBEDDED = Path(__file__).resolve().parent.parent / "data" / "base"
+EMBEDDED = shipped("base")
+FIXED_DATE = "26 Jul 2024"  # for templates that would write today's: a prompt is the same in training and next month
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,13 +46,13 @@ class Model(Protocol):
         """The answer piece by piece, a token at a time; ends by itself, at max_tokens or when `stopped()`."""
 
 
-def load(base: str = "", adapter: Path | None = None) -> TorchModel:
-    """The model to draft with. base: "" for the embedded one, a directory, or a hub name."""
-    net, tokenizer = load_base(base)
+def load(base: str = "", adapter: Path | None = None, fetch: bool = False) -> TorchModel:
+    """The model to draft with. base, fetch: as in `load_base`. adapter: a folder that `panza train` wrote."""
+    net, tokenizer = load_base(base, fetch)
     if adapter is not None:
         from panza.adapters import attach_saved
 
-        net = attach_saved(net, adapter, base_id(base))
+        net = attach_saved(net, adapter)
     return TorchModel(net.eval(), ChatTokenizer(tokenizer), base_id(base))
 
 
@@ -58,41 +61,75 @@ def base_id(base: str) -> str:
     return base or "panza-base"
 
 
-def load_base(base: str = "") -> tuple[Any, Any]:
-    """(transformers causal LM in fp32 on the CPU or bf16 on a GPU, fast tokenizer). Raises UserError if there is none.
+def load_base(base: str = "", fetch: bool = False) -> tuple[Any, Any]:
+    """(transformers causal LM, fast tokenizer) on the GPU if there is one. Raises UserError if there is none.
 
-    A hub name is looked up only if it is not a directory and the user named it; nothing else touches the network.
+    base: "" for the embedded model, a directory, or a hub name.
+    fetch: a hub name that is not in the local cache may be downloaded; nothing else ever touches the network.
     """
     settle_libraries()
+    where = _place(base)
+    try:
+        net, tokenizer = _load(where, local=True)
+    except _LOAD_ERRORS as error:
+        if Path(where).is_dir() or not fetch:
+            raise _no_model(where, base, error) from error
+        try:
+            with hub_allowed():
+                net, tokenizer = _load(where, local=False)
+        except _LOAD_ERRORS as error:
+            raise _no_model(where, base, error) from error
+    if not getattr(tokenizer, "is_fast", False):
+        raise UserError(
+            f"The model '{base}' has no fast tokenizer (tokenizer.json), which Panza needs to mask prompts."
+        )
+    import torch
+
+    return net.to("cuda" if torch.cuda.is_available() else "cpu"), tokenizer
+
+
+_LOAD_ERRORS = (OSError, ValueError, KeyError, ImportError, RuntimeError, AttributeError)
+
+
+def _place(base: str) -> str:
+    """The directory or hub name that `base` means. Raises UserError if it can be neither."""
+    path = Path(base).expanduser() if base else EMBEDDED
+    if path.is_dir():
+        return str(path)
+    typed_path = base.startswith((".", "/", "~")) or base.count("/") != 1 or Path(base.split("/")[0]).is_dir()
+    if not base or typed_path:
+        raise UserError(
+            f"There is no model at '{base or path}': give a directory with a Hugging Face model, a hub name such as "
+            "Qwen/Qwen3-0.6B, or '' for the embedded model."
+        )
+    return base
+
+
+def _load(where: str, local: bool) -> tuple[Any, Any]:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.utils import logging as transformers_logging
 
-    transformers_logging.disable_progress_bar()
-    where = str(EMBEDDED if not base else Path(base).expanduser() if Path(base).expanduser().is_dir() else base)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    dtype = torch.bfloat16 if device == "cuda" else torch.float32
-    hub = not Path(where).is_dir()
-    if hub and (where.startswith((".", "/", "~")) or where.count("/") != 1):
-        raise UserError(f"There is no model at '{base}': give a directory with a Hugging Face model, a hub name such as "
-                        "Qwen/Qwen3-0.6B, or nothing for the embedded model.")  # fmt: skip
-    with hub_allowed(hub):
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(where, local_files_only=not hub)
-            if (Path(where) / "rows8.safetensors").exists():  # asked before panza.rows8, which loads torch at import
-                from panza.rows8 import load_rows8
+    transformers_logging.disable_progress_bar() if local else transformers_logging.enable_progress_bar()
+    tokenizer = AutoTokenizer.from_pretrained(where, local_files_only=local)
+    if (Path(where) / "rows8.safetensors").exists():  # asked before panza.rows8, which loads torch at import
+        from panza.rows8 import load_rows8
 
-                net = load_rows8(Path(where))
-            else:
-                net = AutoModelForCausalLM.from_pretrained(where, dtype=dtype, local_files_only=not hub)
-        except (OSError, ValueError, KeyError) as error:
-            raise UserError(f"The model '{base or where}' could not be loaded ({type(error).__name__}): give a directory with a "
-                            "Hugging Face causal language model, a hub name, or nothing for the embedded model.") from error  # fmt: skip
-    if not getattr(tokenizer, "is_fast", False):
-        raise UserError(
-            f"The model '{base}' has no fast tokenizer (tokenizer.json), which Panza needs to mask the prompt."
-        )
-    return net.to(device), tokenizer
+        return load_rows8(Path(where)), tokenizer
+    dtype = torch.bfloat16 if torch.cuda.is_available() else torch.float32
+    return AutoModelForCausalLM.from_pretrained(where, dtype=dtype, local_files_only=local), tokenizer
+
+
+def _no_model(where: str, base: str, error: Exception) -> UserError:
+    cached = (
+        ""
+        if Path(where).is_dir()
+        else " is not on this computer (`--base` with its name fetches it; a gated one needs `hf auth login`), or"
+    )
+    return UserError(
+        f"The model '{base or where}'{cached} could not be loaded ({type(error).__name__}): give a directory with a "
+        "Hugging Face causal language model, a hub name, or '' for the embedded model."
+    )
 
 
 def settle_libraries() -> None:
@@ -112,23 +149,17 @@ def settle_libraries() -> None:
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
 
 
-class hub_allowed:
-    """Let the hub library use the network inside the block, if `yes`."""
+@contextmanager
+def hub_allowed() -> Iterator[None]:
+    """Let the hub library use the network inside the block."""
+    import huggingface_hub.constants as constants
 
-    def __init__(self, yes: bool) -> None:
-        self.yes = yes
-
-    def __enter__(self) -> None:
-        import huggingface_hub.constants as constants
-
-        self.before = constants.HF_HUB_OFFLINE
-        if self.yes:
-            constants.HF_HUB_OFFLINE = False
-
-    def __exit__(self, *_: object) -> None:
-        import huggingface_hub.constants as constants
-
-        constants.HF_HUB_OFFLINE = self.before
+    before = constants.HF_HUB_OFFLINE
+    constants.HF_HUB_OFFLINE = False
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = before
 
 
 class ChatTokenizer:
@@ -172,12 +203,13 @@ class ChatTokenizer:
 
         if not self.tokenizer.chat_template:
             return "".join(f"{m['content']}\n\n" for m in chat)
+        options |= {"tokenize": False, "enable_thinking": False, "date_string": FIXED_DATE}
         try:
-            return self.tokenizer.apply_chat_template(chat, tokenize=False, enable_thinking=False, **options)
+            return self.tokenizer.apply_chat_template(chat, **options)
         except TemplateError:  # templates without a system role (Gemma): the user's turn carries it
             system, user, *rest = chat
             merged = [{"role": "user", "content": f"{system['content']}\n\n{user['content']}"}, *rest]
-            return self.tokenizer.apply_chat_template(merged, tokenize=False, enable_thinking=False, **options)
+            return self.tokenizer.apply_chat_template(merged, **options)
 
     def _turn_end(self) -> str:
         """What the template writes after an answer, found by rendering one."""
@@ -215,11 +247,16 @@ class TorchModel:
 
         ids = torch.tensor([self.encode(chat)], device=self.net.device)  # (1, T)
         generator = torch.Generator().manual_seed(sampling.seed)
+        room = min(sampling.max_tokens, self.context - ids.shape[1])
+        if room <= 0:
+            raise UserError(
+                f"The instruction is too long for '{self.name}', which reads {self.context} tokens: shorten it."
+            )
         written: list[int] = []
-        shown = ""
+        text = shown = ""
         cache = None
         with self._one_at_a_time:
-            while len(written) < min(sampling.max_tokens, self.context - ids.shape[1] - len(written)) and not stopped():
+            while len(written) < room and not stopped():
                 step = ids if not written else torch.tensor([written[-1:]], device=self.net.device)
                 with torch.inference_mode():
                     out = self.net(input_ids=step, past_key_values=cache, use_cache=True, logits_to_keep=1)
@@ -232,6 +269,8 @@ class TorchModel:
                 if not text.endswith("\ufffd"):  # half of a character: wait for its other bytes
                     yield text[len(shown) :]
                     shown = text
+        if text != shown:
+            yield text[len(shown) :]
 
 
 def choose(logits: Any, sampling: Sampling, generator: Any) -> int:
@@ -250,6 +289,7 @@ def generate_batch(
 ) -> Iterator[tuple[int, str]]:
     """(index, answer) for many prompts, the long ones together, with greedy or sampled batches of left-padded rows."""
     import torch
+    from transformers import GenerationConfig
 
     tokenizer = model.chat_tokenizer.tokenizer
     prompts = [model.encode(c) for c in chats]
@@ -265,11 +305,18 @@ def generate_batch(
             [[0] * (longest - len(prompts[i])) + [1] * len(prompts[i]) for i in rows], device=model.net.device
         )
         torch.manual_seed(sampling.seed)
-        how = {"do_sample": False} if sampling.temperature <= 0 else {
-            "do_sample": True, "temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": 0}  # fmt: skip
+        how = GenerationConfig(
+            do_sample=sampling.temperature > 0,
+            temperature=sampling.temperature or 1.0,
+            top_p=sampling.top_p,
+            top_k=0,
+            repetition_penalty=1.0,
+            max_new_tokens=max(1, min(sampling.max_tokens, model.context - longest)),
+            eos_token_id=sorted(model.chat_tokenizer.stop_ids),
+            pad_token_id=pad,
+        )  # ours alone: a model's own defaults (repetition penalty) would make this text other than `generate`'s
         with torch.inference_mode():
-            out = model.net.generate(input_ids=ids, attention_mask=mask, max_new_tokens=min(sampling.max_tokens, model.context - longest),
-                                     eos_token_id=sorted(model.chat_tokenizer.stop_ids), pad_token_id=pad, **how)  # fmt: skip
+            out = model.net.generate(input_ids=ids, attention_mask=mask, generation_config=how)
         for i, row in zip(rows, out[:, longest:].tolist(), strict=True):
             end = next((n for n, t in enumerate(row) if t in model.chat_tokenizer.stop_ids), len(row))
             yield i, tokenizer.decode(row[:end], skip_special_tokens=True).strip()

@@ -36,11 +36,16 @@ class PlaybackConfig:
     latest: int = field(default=1000, metadata={"help": "at most this many mails, the newest"})
     batch: int = field(default=8, metadata={"help": "mails that the model plays back at once"})
 
+    def __post_init__(self) -> None:
+        for name in ("batch", "latest", "most_words"):
+            if getattr(self, name) < 1:
+                raise UserError(f"--{name.replace('_', '-')} {getattr(self, name)} is too small: give 1 or more.")
+
 
 @dataclass(frozen=True, slots=True)
 class PlaybackReport:
     pairs: int
-    by: dict[str, int]  # how -> pairs: "model", "extractive", "edited"
+    by: dict[str, int]  # how -> pairs
     rejected: dict[str, int]  # reason -> model answers or mails not used
 
 
@@ -69,7 +74,7 @@ def play_back(
 
 
 def read_pairs(file: Path, messages: Iterable[Message]) -> list[PlaybackPair]:
-    """The pairs in `file` whose mails are among `messages`, by date. An edited line counts as "edited"."""
+    """The pairs in `file` whose mails are among `messages`, by date."""
     by_id = {line["message_id"]: line for line in _lines(file)}
     pairs = []
     for m in messages:
@@ -182,16 +187,19 @@ def _lines(file: Path) -> Iterator[dict[str, str]]:
     """The lines of a playback file; the last line for a Message-ID wins when read into a dict."""
     if not file.exists():
         return
-    for number, text in enumerate(file.read_text(encoding="utf-8").splitlines(keepends=True), start=1):
+    lines = file.read_bytes().decode("utf-8").split("\n")  # JSON leaves other line ends, such as U+2028, as they are
+    for number, text in enumerate(lines, start=1):
+        if not text.strip():
+            continue
         try:
             line = json.loads(text)
             yield {
                 "message_id": str(line["message_id"]),
                 "instruction": str(line["instruction"]),
-                "how": str(line.get("how", "edited")),
+                "how": str(line.get("how", "written")),
             }
         except (ValueError, KeyError, TypeError) as error:
-            if not text.endswith("\n"):
+            if number == len(lines):
                 return  # a kill cut the last line: it is played back again
             raise UserError(
                 f"Line {number} of {file} is not a JSON object with message_id and instruction: mend or delete the line."

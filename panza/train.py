@@ -32,7 +32,7 @@ class TrainConfig:
     dropout: float = field(default=0.05, metadata={"help": "dropout before the LoRA factors"})
     lr: float = field(default=1e-3, metadata={"help": "peak learning rate; about 2e-4 for models over 1 B parameters"})
     epochs: int = field(
-        default=6, metadata={"help": "most passes over the mails; stops earlier when validation loss rises"}
+        default=3, metadata={"help": "most passes over the mails; stops earlier when validation loss rises"}
     )
     batch_tokens: int = field(default=2000, metadata={"help": "tokens of a batch, padding included"})
     patience: int = field(default=1, metadata={"help": "epochs without a better validation loss before it stops"})
@@ -47,6 +47,20 @@ class TrainConfig:
     validation: float = field(default=0.1, metadata={"help": "share of the pairs that decides when to stop"})
     seed: int = field(default=0, metadata={"help": "seed of the factors, of the order and of the prompts"})
 
+    def __post_init__(self) -> None:
+        for name in ("rank", "alpha", "lr", "epochs", "batch_tokens", "patience", "most_tokens"):
+            if getattr(self, name) <= 0:
+                raise UserError(
+                    f"--{name.replace('_', '-')} {getattr(self, name)} is too small: give a number above 0."
+                )
+        for name in ("dropout", "warmup", "raft", "lengths", "heldout", "validation"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise UserError(f"--{name} {getattr(self, name)} is no share: give a number from 0 to 1.")
+        if self.heldout + self.validation > 0.9:
+            raise UserError(
+                f"--heldout {self.heldout} and --validation {self.validation} leave too little: give 0.9 or less."
+            )
+
 
 @dataclass(frozen=True, slots=True)
 class Parts:
@@ -58,28 +72,35 @@ class Parts:
 
 
 def train(
-    net: Any, parts: Parts, folder: Path, config: TrainConfig, about: Mapping[str, Any], progress: Progress = silent
+    net: Any,
+    parts: Parts,
+    folder: Path,
+    config: TrainConfig,
+    about: Mapping[str, Any],
+    progress: Progress = silent,
+    began: float | None = None,
 ) -> dict[str, Any]:
     """Train LoRA factors on `net`; the best by validation loss go to `folder`, with report.json beside them.
 
-    Returns the report: `about`, counts, losses (mean nats per answer token) on validation and held-out mails before and
-    after, and the settings. `folder` is replaced only when all is done; until then all lies in `<folder>.part`.
+    Returns the report: `about`, counts, losses (mean nats per answer token; None where there were no mails to take them
+    on), seconds from `began` (time.monotonic()) or the call on, stopped runs included, and the settings. `folder` is
+    replaced only when all is done; until then all lies in `<folder>.part`. Without validation mails it runs all epochs.
     """
     import torch
 
     if not parts.train:
         raise UserError("There are no mails to train on: import sent mail and run `panza playback` first.")
-    validation = parts.validation or parts.train
-    heldout = parts.heldout or validation
+    stopping = parts.validation or parts.train
     torch.manual_seed(config.seed)
+    about = {**about, "base_hash": adapters.base_hash(net)}
     net = adapters.attach_lora(net, config.rank, config.alpha, config.dropout)
-    run = _Run.start(net, folder, _fingerprint(net, parts, config), config, len(_batches(parts.train, config, 0)))
-    if not run.started:
-        run.loss_before = mean_loss(net, heldout, config)
-        run.validation_before = mean_loss(net, validation, config)
+    run = _Run(net, folder, _fingerprint(about, parts, config), config, len(_batches(parts.train, config, 0)), began)
+    if not run.resumed:
+        run.loss_before = mean_loss(net, parts.heldout, config) if parts.heldout else None
+        run.validation_before = mean_loss(net, parts.validation, config) if parts.validation else None
     while run.epoch < config.epochs and run.stale < config.patience:
         _one_epoch(run, parts.train, config, progress)
-        loss = mean_loss(net, validation, config)
+        loss = mean_loss(net, stopping, config)
         run.end_epoch(loss)
         done = run.epoch * run.steps_per_epoch
         progress(
@@ -93,12 +114,12 @@ def train(
         "validation": len(parts.validation),
         "heldout": len(parts.heldout),
         "loss_before": run.loss_before,
-        "loss_after": mean_loss(net, heldout, config),
+        "loss_after": mean_loss(net, parts.heldout, config) if parts.heldout else None,
         "validation_before": run.validation_before,
-        "validation_after": run.best,
+        "validation_after": run.best if parts.validation else None,
         "epochs": run.history,
         "steps": run.epoch * run.steps_per_epoch,
-        "seconds": run.seconds,
+        "seconds": round(run.elapsed, 2),
         "config": asdict(config),
     }
     run.finish(report)
@@ -134,10 +155,13 @@ def _one_epoch(run: _Run, train_set: Sequence[Encoded], config: TrainConfig, pro
         started = time.monotonic()
         rows = [train_set[i] for i in batches[run.step]]
         loss = run.update(rows, total)
-        tokens = sum(len(r.ids) for r in rows)
-        run.seconds += time.monotonic() - started
-        note = f"epoch {run.epoch + 1}/{config.epochs}, loss {loss:.3f}, {tokens / (time.monotonic() - started):.0f} tokens/s"
-        progress(run.epoch * run.steps_per_epoch + run.step, total, note)
+        rate = sum(len(r.ids) for r in rows) / (time.monotonic() - started)
+        note = f"epoch {run.epoch + 1}/{config.epochs}, loss {loss:.3f}, {rate:.0f} tokens/s"
+        try:
+            progress(run.epoch * run.steps_per_epoch + run.step, total, note)
+        except BaseException:  # the user's stop: nothing of it is lost
+            run.save()
+            raise
 
 
 def _batches(train_set: Sequence[Encoded], config: TrainConfig, epoch: int) -> list[list[int]]:
@@ -192,12 +216,16 @@ def _nll(net: Any, rows: Sequence[Encoded]) -> tuple[Any, Any]:
 
 
 _SAVE_EVERY = 20  # steps between checkpoints
+_STATE = ("fingerprint", "epoch", "step", "stale", "loss_before", "validation_before", "best", "history")
 
 
 class _Run:
     """The state of one training run: what a checkpoint holds."""
 
-    def __init__(self, net: Any, folder: Path, fingerprint: str, config: TrainConfig, steps_per_epoch: int) -> None:
+    def __init__(
+        self, net: Any, folder: Path, fingerprint: str, config: TrainConfig, steps_per_epoch: int, began: float | None
+    ) -> None:
+        """A new run, or the one that was stopped if it had the same base, data and settings."""
         import torch
 
         self.net, self.folder, self.part = net, folder, folder.with_name(folder.name + ".part")
@@ -205,26 +233,27 @@ class _Run:
         self.weights = {name: p for name, p in net.named_parameters() if p.requires_grad}
         self.optimizer = torch.optim.AdamW(self.weights.values(), lr=config.lr, weight_decay=config.weight_decay)
         self.epoch = self.step = self.stale = 0
-        self.seconds = 0.0
-        self.loss_before = self.validation_before = self.best = math.inf
+        self.seconds, self._began = 0.0, time.monotonic() if began is None else began
+        self.loss_before: float | None = None
+        self.validation_before: float | None = None
+        self.best = math.inf
         self.history: list[float] = []
-
-    @classmethod
-    def start(cls, net: Any, folder: Path, fingerprint: str, config: TrainConfig, steps_per_epoch: int) -> _Run:
-        """A new run, or the one that was stopped if it had the same data and settings."""
-        run = cls(net, folder, fingerprint, config, steps_per_epoch)
-        file = run.part / "state.json"
-        state = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
-        if state.get("fingerprint") == fingerprint:
-            run._load(state)
-        else:
-            shutil.rmtree(run.part, ignore_errors=True)
-            run.part.mkdir(parents=True)
-        return run
+        self.resumed = self._resume()
 
     @property
-    def started(self) -> bool:
-        return bool(self.epoch or self.step)
+    def elapsed(self) -> float:
+        """Seconds of this run and of the stopped ones before it."""
+        return self.seconds + time.monotonic() - self._began
+
+    def _resume(self) -> bool:
+        file = self.part / "state.json"
+        state = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+        if state.get("fingerprint") == self.fingerprint:
+            self._load(state)
+            return True
+        shutil.rmtree(self.part, ignore_errors=True)
+        self.part.mkdir(parents=True)
+        return False
 
     def update(self, rows: Sequence[Encoded], total_steps: int) -> float:
         """One optimiser step; returns the batch's mean loss."""
@@ -237,13 +266,17 @@ class _Run:
         self.net.train()
         nll, counted = _nll(self.net, rows)
         loss = nll.sum() / counted.sum()
+        if not torch.isfinite(loss):
+            raise UserError(
+                f"Training diverged at --lr {self.config.lr}: give a lower one, such as {self.config.lr / 5:g}."
+            )
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.weights.values(), 1.0)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.step += 1
         if self.step % _SAVE_EVERY == 0:
-            self._save()
+            self.save()
         return float(loss.detach())
 
     def end_epoch(self, validation_loss: float) -> None:
@@ -254,7 +287,7 @@ class _Run:
         if validation_loss < self.best:
             self.best = validation_loss
             self._write("best", {n: p.detach() for n, p in self.weights.items()})
-        self._save()
+        self.save()
 
     def restore_best(self) -> None:
         """The weights of the epoch with the lowest validation loss."""
@@ -267,15 +300,19 @@ class _Run:
                 weight.copy_(best[name])
 
     def finish(self, report: Mapping[str, Any]) -> None:
-        """Put the adapter and its report where `folder` is, in one rename."""
+        """Put the adapter and its report where `folder` is; an older adapter stays until the new one is complete."""
         done = self.part / "adapter"
         adapters.save(self.net, done)
         write_json(done / "report.json", report)
-        shutil.rmtree(self.folder, ignore_errors=True)
+        old = self.folder.with_name(self.folder.name + ".old")
+        shutil.rmtree(old, ignore_errors=True)
+        if self.folder.exists():
+            self.folder.rename(old)
         done.rename(self.folder)
+        shutil.rmtree(old, ignore_errors=True)
         shutil.rmtree(self.part)
 
-    def _save(self) -> None:
+    def save(self) -> None:
         """A checkpoint: tensors first, then the state that names them, so that a kill between leaves the old one."""
         name = f"step-{self.epoch}-{self.step}"
         tensors = {f"weight.{n}": p.detach() for n, p in self.weights.items()}
@@ -303,9 +340,8 @@ class _Run:
         import torch
         from safetensors.torch import load_file
 
-        for key, value in state.items():
-            if key != "tensors":
-                setattr(self, key, value)
+        for key in (*_STATE, "seconds"):
+            setattr(self, key, state[key])
         tensors = load_file(self.part / f"{state['tensors']}.safetensors")
         with torch.no_grad():
             for n, p in self.weights.items():
@@ -334,9 +370,9 @@ def schedule(step: int, total: int, warmup: float) -> float:
     return 0.1 + 0.45 * (1 + math.cos(math.pi * (step - rise) / max(1, total - rise)))
 
 
-def _fingerprint(net: Any, parts: Parts, config: TrainConfig) -> str:
-    """Names data, settings and base: a checkpoint of another run is not resumed."""
-    digest = hashlib.sha256(repr((asdict(config), sum(p.numel() for p in net.parameters()))).encode())
+def _fingerprint(about: Mapping[str, Any], parts: Parts, config: TrainConfig) -> str:
+    """Names base, data and settings: a checkpoint of another run is not resumed."""
+    digest = hashlib.sha256(repr((asdict(config), about["base_hash"])).encode())
     for item in (*parts.train, *parts.validation, *parts.heldout):
         digest.update(repr((item.source, item.ids)).encode())
     return digest.hexdigest()

@@ -64,7 +64,7 @@ class PlaybackPair:
 
     message: Message
     instruction: str
-    how: str  # "model", "extractive" or "edited"
+    how: str  # "model", "extractive" (rules), or "written" for a line that the user added
 
 
 @dataclass(frozen=True, slots=True)

@@ -43,6 +43,22 @@ def test_shares_are_about_what_was_asked() -> None:
     assert (len(parts.train), len(parts.validation), len(parts.heldout)) == (70, 10, 20)
 
 
+@pytest.mark.parametrize("sizes", [[5, 1, 1, 1, 1, 1], [50, *[1] * 60], [10], [5, 5], [3, 3, 3]])
+def test_a_long_latest_thread_leaves_no_part_empty_that_could_be_filled(sizes: list[int]) -> None:
+    """sizes: of the threads, the latest first."""
+    date, pairs = 1000, []
+    for t, size in enumerate(sizes):
+        pairs += [pair(date := date - 1, f"t{t}") for _ in range(size)]
+    parts = split(pairs)
+    filled = [bool(parts.train), bool(parts.validation), bool(parts.heldout)]
+    assert filled[: min(3, len(sizes))] == [True] * min(3, len(sizes))
+
+
+def test_a_share_of_nothing_is_nothing() -> None:
+    parts = split([pair(i, f"t{i}") for i in range(20)], heldout_share=0.0, validation_share=0.0)
+    assert (len(parts.train), len(parts.validation), len(parts.heldout)) == (20, 0, 0)
+
+
 @pytest.fixture(scope="module")
 def home(
     mailbox: Path, tmp_path_factory: pytest.TempPathFactory
@@ -72,6 +88,19 @@ def test_a_prompt_holds_the_mail_answered_but_neither_the_answer_nor_the_future(
             assert found.date < p.message.date and found.thread != p.message.thread
             retrieved += 1
     assert retrieved > 20
+
+
+def test_threads_kept_aside_stand_in_no_prompt(home, tiny_base: Path) -> None:
+    store, pairs, retriever = home
+    tokenizer = models.load(str(tiny_base)).chat_tokenizer
+    aside = frozenset(p.message.thread for p in pairs[::2])
+    by_body = {m.body: m for m in store.messages()}
+    shown = 0
+    for example in build(pairs[20:], store, retriever, tokenizer, sender="Mara", most_tokens=900, kept_aside=aside):
+        for block in example.chat[-1]["content"].split("<mail>")[1:]:
+            assert by_body[block.split("\n\n", 1)[-1].strip().split("\n</mail>")[0]].thread not in aside
+            shown += 1
+    assert shown > 10
 
 
 def test_raft_is_a_probability(home, tiny_base: Path) -> None:

@@ -68,12 +68,35 @@ def test_stop_ends_within_one_token(model: TorchModel) -> None:
     assert len(pieces) <= 4
 
 
-def test_generation_stops_at_the_context(model: TorchModel) -> None:
+def test_generation_fills_the_context_and_a_prompt_beyond_it_is_a_sentence(
+    model: TorchModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ChatTokenizer, "stop_ids", frozenset())  # a model that never stops by itself
     long = [CHAT[0], {"role": "user", "content": "word " * 480}]
     prompt = len(model.encode(long))
     assert prompt < model.context
-    written = sum(1 for _ in model.generate(long, Sampling(max_tokens=10_000)))
-    assert written <= model.context - prompt
+    tokens = list(model.generate(long, Sampling(max_tokens=10_000)))
+    assert 0 < len(tokens) <= model.context - prompt
+    assert len(model.chat_tokenizer.tokenizer("".join(tokens), add_special_tokens=False)["input_ids"]) > 0.8 * (
+        model.context - prompt
+    )
+    with pytest.raises(UserError, match="too long"):
+        next(model.generate([CHAT[0], {"role": "user", "content": "word " * 2000}], Sampling()))
+
+
+def test_a_hub_name_touches_the_network_only_when_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    import socket
+
+    asked: list[str] = []
+
+    def look_up(host: str, *_: object, **__: object) -> None:
+        asked.append(host)
+        raise OSError("no network in tests")
+
+    monkeypatch.setattr(socket, "getaddrinfo", look_up)
+    with pytest.raises(UserError, match="not on this computer"):
+        models.load("nobody/nothing")
+    assert asked == []
 
 
 @pytest.mark.parametrize("base", ["./nowhere", "/no/such/folder", "one-word"])

@@ -82,6 +82,16 @@ def test_a_line_cut_by_a_kill_is_played_back_again(tmp_path: Path) -> None:
     assert file.read_bytes() == whole
 
 
+@pytest.mark.parametrize("mark", ["\u0085", "\u2028", "\u2029", "\x0c"])
+def test_odd_line_ends_in_a_mail_lose_no_pair(tmp_path: Path, mark: str) -> None:
+    file = tmp_path / "p.jsonl"
+    messages = [mail(1, f"the first report{mark}and the second"), mail(2), mail(3)]
+    for _ in range(2):
+        assert play_back(messages, None, file, RULES_ALONE).pairs == 3
+    assert len(read_pairs(file, messages)) == 3
+    assert file.read_bytes().count(b"\n") == 3
+
+
 def test_a_line_broken_by_an_editor_is_named(tmp_path: Path) -> None:
     file = tmp_path / "p.jsonl"
     file.write_text('{"message_id": "a", "instruction": "b"}\nsecret words\n')

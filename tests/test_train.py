@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from panza import models
+from panza import adapters, models
 from panza.dataset import Example, encode
 from panza.train import Parts, TrainConfig, _batches, losses, mean_loss, schedule, train
 from panza.types import UserError
@@ -124,14 +124,40 @@ def test_an_adapter_of_another_base_is_refused(tiny_base: Path, tmp_path: Path) 
     net, encoded = loaded(tiny_base)
     config = TrainConfig(epochs=1, rank=2, alpha=4)
     train(net, Parts(encoded[:6], encoded[6:8], []), tmp_path / "voice", config, {"base": "another"})
-    with pytest.raises(UserError, match="was trained on 'another'"):
-        models.load(str(tiny_base), tmp_path / "voice")
+    other, _ = models.load_base(str(tiny_base))
+    with torch.no_grad():
+        other.model.norm.weight.add_(1)
+    with pytest.raises(UserError, match="other weights than 'another'"):
+        adapters.attach_saved(other, tmp_path / "voice")
 
 
 def test_nothing_to_train_on_is_a_sentence(tiny_base: Path, tmp_path: Path) -> None:
     net, _ = loaded(tiny_base)
     with pytest.raises(UserError, match="no mails to train on"):
         train(net, Parts([], [], []), tmp_path / "voice", CONFIG, {})
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"epochs": 0}, {"rank": 0}, {"lr": 0.0}, {"dropout": 1.5}, {"heldout": 0.8, "validation": 0.2}]
+)
+def test_settings_out_of_range_are_a_sentence(wrong: dict) -> None:
+    with pytest.raises(UserError, match=next(iter(wrong)).replace("_", "-")):
+        TrainConfig(**wrong)
+
+
+def test_training_that_diverges_says_what_to_change(tiny_base: Path, tmp_path: Path) -> None:
+    net, encoded = loaded(tiny_base)
+    with torch.no_grad():
+        net.model.norm.weight.fill_(float("nan"))
+    with pytest.raises(UserError, match="give a lower one"):
+        train(net, Parts(encoded[:6], [], []), tmp_path / "voice", CONFIG, {})
+
+
+def test_without_mails_kept_aside_no_loss_is_reported(tiny_base: Path, tmp_path: Path) -> None:
+    net, encoded = loaded(tiny_base)
+    report = train(net, Parts(encoded[:6], [], []), tmp_path / "voice", TrainConfig(epochs=1, rank=2, alpha=4), {})
+    assert report["loss_before"] is report["loss_after"] is report["validation_after"] is None
+    assert (report["heldout"], report["validation"], report["pairs"]) == (0, 0, 6)
 
 
 def test_schedule_rises_then_falls_to_a_tenth() -> None:
