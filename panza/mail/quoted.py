@@ -1,24 +1,14 @@
-"""The mail that stands quoted under another one, as a message. Knows quote headers; knows no store."""
+"""The mail that stands quoted under another one, as a message. Knows what a quote's header says; knows no store."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
+from panza.mail import quotes
+from panza.mail.clean import clean
+from panza.mail.header import human_name
 from panza.types import Address, Message
-
-_SENDER = re.compile(
-    r"^(?:from|von|de|da|expéditeur)\s*:\s*(?P<from>.+)$"
-    r"|^(?:on|am|le|el|il)\b.{6,120}?[,:]?\s(?P<wrote>[^\d,<>:]{2,60}?)\s*(?:<[^>]*>)?\s*(?:wrote|a écrit|escribió|ha scritto)\s*:\s*$"
-    r"|^am\b.{6,120}?\bschrieb\s+(?P<schrieb>[^<>:]{2,60}?)\s*(?:<[^>]*>)?\s*:\s*$"
-    r"|^(?P<notes>[A-Z][\w.'-]+(?: [A-Z][\w.'-]*){1,3})(?:/[^\n]*|@[^\n]*|\s*<[^>\n]*>)?(?:\s+on)?\s*\n?\s*\d\d?/\d\d?/\d{2,4}",
-    re.IGNORECASE | re.MULTILINE,
-)
-_HEADER = re.compile(
-    r"^(?:from|sent|date|to|cc|bcc|subject|von|gesendet|datum|an|betreff|de|envoyé|à|objet|enviado|para|asunto|da|inviato|a|oggetto)\s*:.*$"
-    r"|^[-_=\s]{5,}(?:original|forwarded|urspr|weiter|message|mensaje|messaggio).*$|^-{3,}.*-{3,}$"
-    r"|^\d\d?/\d\d?/\d{2,4} \d\d?:\d\d(?::\d\d)?(?: [AP]M)?$|^please respond to\b.*$",
-    re.IGNORECASE,
-)
 
 
 def quoted_message(message: Message) -> Message | None:
@@ -26,26 +16,71 @@ def quoted_message(message: Message) -> Message | None:
 
     Its sender is taken from the quote's header, else it is the first recipient of `message`. Deeper quotes are left out.
     """
-    from panza.mail.clean import clean
-
-    text = re.sub(r"(?m)^[ \t]*> ?", "", message.quoted).strip()
-    if not text:
-        return None
-    found = _SENDER.search(text[:600])
-    lines = text.split("\n")
-    start = next((i for i, line in enumerate(lines) if not _is_head(line.strip(), found)), len(lines))
-    body = clean("\n".join(lines[start:])).own
-    name = next((g for g in found.groups() if g), "") if found else ""
-    sender = Address(_name(name), "") if name else (message.to[0] if message.to else Address("", ""))
-    return Message("", 0, sender, (message.sender,), (), message.subject, body) if body.strip() else None
+    lines, name = message.quoted.strip().split("\n"), ""
+    n = quotes.header_at(lines, 0) or _attribution(lines)
+    while n:  # a mail may consist of another one that it forwards
+        name = _writer(lines[:n]) or name
+        lines = "\n".join(lines[n:]).strip("\n").split("\n")
+        n = quotes.header_at(lines, 0)
+    body = clean("\n".join(_unquoted(lines))).own
+    to = message.to[0] if message.to else Address("", "")
+    sender = Address(name, "") if name else to
+    return Message("", 0, sender, (message.sender,), (), message.subject, body) if re.search(r"\w", body) else None
 
 
-def _is_head(line: str, found: re.Match[str] | None) -> bool:
-    return not line or bool(_HEADER.match(line)) or (found is not None and line in found.group())
+def _attribution(lines: Sequence[str]) -> int:
+    """How many lines "Anna wrote:" takes. It shows itself by the `>` below it, which the import takes off."""
+    return next((n for n in range(1, 5) if quotes.attribution([*lines[:n], "> "], 0) == n), 0)
+
+
+def _unquoted(lines: Sequence[str]) -> Sequence[str]:
+    """`lines` without their first `>` if all have one: else it marks a deeper quote."""
+    marks = [re.match(r"[ \t]*> ?", line) for line in lines]
+    if not all(mark or not line.strip() for mark, line in zip(marks, lines, strict=True)):
+        return lines
+    return [line[mark.end() :] if mark else line for mark, line in zip(marks, lines, strict=True)]
+
+
+def _writer(header: Sequence[str]) -> str:
+    """The name of the mail's writer; nothing if the header does not say."""
+    named = next((line for line in header if quotes.field_kind(line) == "from"), "")
+    if named:
+        return _name(re.split("[:：]", named, maxsplit=1)[1])
+    if quotes.MARK.match(header[0]):  # "Forwarded by": not the writer
+        header = header[1:]
+    dated = next((i for i, line in enumerate(header) if _DATED.search(line) and not line.endswith("--")), None)
+    if dated is not None and not quotes.VERB.search(" ".join(header)):
+        before = _DATED.split(header[dated])[0].strip(" \t>")
+        return _name(before or (header[dated - 1] if dated else ""))
+    return _attributed(" ".join(header))
+
+
+_DATED = re.compile(rf"(?:\bon\s+)?{quotes.DATE}")
+_AT = re.compile(r"[(\[<]*(?:mailto:)?[^\s<>\[\]()\"]+@[^\s<>\[\]()\"]+[)\]>]*")
+_PIECES = re.compile(rf"\S*\d\S*(?:\s+(?:[AP]M|[ap]\.?m\.|Uhr|h|[A-Z]{{3,4}})(?=[\s,]))?|[,;:：]|{quotes.VERB.pattern}")
+
+
+def _attributed(text: str) -> str:
+    """The name in "On Monday at 9:00, Anna Lee <anna@example.org> wrote:"; beside the verb if no address follows it."""
+    addresses = list(_AT.finditer(text))
+    verb = quotes.VERB.search(text)
+    if addresses:
+        before = text[: addresses[-1].start()].rstrip()
+        if full := re.search(r"\"([^\"]+)\"$", before):
+            return _name(full[1])
+        pieces = [before] if before.count(",") == 1 and not re.search(r"\d", before) else _PIECES.split(before)
+        return _name(pieces[-1]) or _name(addresses[-1][0])
+    if not verb:
+        return ""
+    after = text[verb.end() :].strip(" :：")
+    return _name(after if after and not re.search(r"\d", after) else _PIECES.split(text[: verb.start()])[-1])
 
 
 def _name(written: str) -> str:
-    """`"Lee, Anna" <anna@x>` -> Anna Lee."""
-    name = re.sub(r"<[^>]*>|\[[^\]]*\]|\"|/.*|@.*|^(?:AM|PM)\b", "", written).strip()
-    last, comma, first = name.partition(",")
-    return f"{first.strip()} {last.strip()}" if comma else name
+    """`"Lee, Anna" <anna@x>`, `Anna Lee/HOU/ACME@ACME` -> Anna Lee; an address alone -> its local part as words."""
+    written = _DATED.split(re.split(r"(?i)\bon behalf of\b", written)[-1])[0]
+    words = re.sub(r"(?<=\w)[^\w\n]*[<\[].*", "", written).strip(" \t*_,;:：'\"<>()|–-").removeprefix("mailto:")
+    if "/" not in words and _AT.fullmatch(words):
+        return Address("", words).label
+    name = re.sub(r"[/@].*|[\"*]", "", words)
+    return human_name(name.strip()) if re.search(r"[^\W\d_]", name) else ""

@@ -34,7 +34,7 @@ _ATTRIBUTIONS = {
 _START = re.compile(
     rf"[ \t]*(?:{'|'.join(s for pair in _ATTRIBUTIONS.values() for s in pair[0].split('|') if s)})(?=[ \t]+\S)"
 )
-_VERB = re.compile(rf"(?:^|[\s>)]|\b)(?:{'|'.join(verb for _, verb in _ATTRIBUTIONS.values())})\b")
+VERB = re.compile(rf"(?:^|[\s>)]|\b)(?:{'|'.join(verb for _, verb in _ATTRIBUTIONS.values())})\b")
 _WHEN = re.compile(r"\d{1,2}[:.h]\d\d|\b(?:19|20)\d\d\b|[^\s@<]+@[^\s@>]+\.\w+")
 _DATED = re.compile(r"\b(?:19|20)\d\d\b|@")
 _ADDRESS = re.compile(r"<[^\s<>@]+@[^\s<>@]+>")
@@ -57,7 +57,7 @@ def attribution(lines: Lines, i: int) -> int:
 
 
 def _attributes(text: str, quote_follows: bool) -> bool:
-    if not _VERB.search(text):
+    if not VERB.search(text):
         return False
     named = bool(_ADDRESS.search(text)) and text.count(".") < 12
     if _START.match(text):
@@ -82,23 +82,23 @@ _FIELDS = {
 _KIND = {name.lower(): kind for kind, names in _FIELDS.items() for name in names.split("|")}
 
 
-def _kind(line: str) -> str:
+def field_kind(line: str) -> str:
     """The kind of header field that `line` begins with, or nothing."""
     name, colon, _ = line[:40].replace("：", ":").partition(":")
     return _KIND.get(name.strip(" \t>|*_").lower(), "") if colon else ""
 
 
-def header_block(lines: Lines, i: int) -> int:
+def header_block(lines: Lines, i: int, need: int = 3) -> int:
     """ "From: … Sent: … To: … Subject: …", in any order that begins with the sender, the date or the subject."""
-    first = _kind(lines[i])
-    return _block(lines, i, {first}, need=3) if first in ("from", "sent", "subject") else 0
+    first = field_kind(lines[i])
+    return _block(lines, i, {first}, need) if first in ("from", "sent", "subject") else 0
 
 
 def _block(lines: Lines, i: int, kinds: set[str], need: int) -> int:
     """Lines of the header block at i if it shows `need` kinds of field (Cc and the like do not count), else 0."""
     end = i
     for j in range(i + 1, min(i + LOOK_AHEAD, len(lines))):
-        kind = _kind(lines[j])
+        kind = field_kind(lines[j])
         if kind:
             kinds, end = kinds | {kind}, j
         elif j - end > (1 if "subject" in kinds else 3) and not _is_recipients(lines[j]):
@@ -115,9 +115,9 @@ def _is_recipients(line: str) -> bool:
     return line.rstrip().endswith((";", ",")) or line.count("@") > 1 or line.count(";") > 1
 
 
-_DATE = r"\d{1,4}[./-]\d{1,2}[./-]\d{2,4},?\s+\d{1,2}[:.]\d\d(?:[:.]\d\d)?(?:\s*[AP]M)?"
-_DATE_LINE = re.compile(rf"\s*{_DATE}(?:\s+(?:[A-Z]{{2,4}}|[+-]\d{{4}}))?\s*$")
-_ON_DATE = re.compile(rf".*\S\s+(?:on\s+)?{_DATE}(?:\s+[A-Z]{{2,4}})?\s*$")
+DATE = r"\d{1,4}[./-]\d{1,2}[./-]\d{2,4},?\s+\d{1,2}[:.]\d\d(?:[:.]\d\d)?(?:\s*[AP]M)?"
+_DATE_LINE = re.compile(rf"\s*{DATE}(?:\s+(?:[A-Z]{{2,4}}|[+-]\d{{4}}))?\s*$")
+_ON_DATE = re.compile(rf".*\S\s+(?:on\s+)?{DATE}(?:\s+[A-Z]{{2,4}})?\s*$")
 _TIME = re.compile(r"\d[:.]\d\d")
 _BETWEEN = re.compile(r"\s*$|\s*(?:[AP]M|Sent by:.*|Please respond to.*|To:|Enron .{3,40}|\S+@\S+)\s*$", re.I)
 
@@ -131,8 +131,8 @@ def lotus(lines: Lines, i: int) -> int:
     else:
         return 0
     for j in range(date + 1, min(date + 6, len(lines))):
-        if _kind(lines[j]) in ("to", "cc", "subject"):
-            return j - i + _block(lines, j, {_kind(lines[j])}, need=1)
+        if field_kind(lines[j]) in ("to", "cc", "subject"):
+            return j - i + _block(lines, j, {field_kind(lines[j])}, need=1)
         if not _BETWEEN.match(lines[j]):
             return 0
     return 0
@@ -151,13 +151,13 @@ _MARKS = (
     r"Message transmis|Mensaje reenviado|Reenviado por|Messaggio inoltrato|Inoltrato da|Mensagem encaminhada|"
     r"Doorgestuurd bericht|Vidarebefordrat|Videresendt|Reply Separator|Inline attachment follows|Antwort-Trennzeichen|Fwd:"
 )
-_MARK = re.compile(rf"[ \t>*]*[-_=*]{{2,}}[ \t]*(?:{_MARKS})", re.I)
+MARK = re.compile(rf"[ \t>*]*[-_=*]{{2,}}[ \t]*(?:{_MARKS})", re.I)
 _BEGIN = re.compile(
     r"[ \t>*]*(?:Begin forwarded message|Anfang der weitergeleiteten (?:E-?Mail|Nachricht)|D[ée]but du (?:message|mail) "
     r"(?:transf[ée]r[ée]|r[ée]exp[ée]di[ée])|Inicio del mensaje reenviado|Inizio (?:del )?messaggio inoltrato)\s*:?\s*$",
     re.I,
 )
-_GROUPWISE = re.compile(r"\s*>>> .{2,120}\d{1,2}[:.]\d\d.{0,20}>>>\s*$")
+GROUPWISE = re.compile(r"\s*>>>? .{2,120}\d{1,2}[:.]\d\d.{0,20}>>>\s*$")
 _RULE = re.compile(r"[ \t]*[_-]{10,}[ \t]*$")
 
 
@@ -168,13 +168,13 @@ def mark(lines: Lines, i: int) -> int:
         below = _next_words(lines, i + 1)
         n = header_block(lines, below) if below - i <= 3 and below < len(lines) else 0
         return below - i + n if n else 0
-    if not (_MARK.match(line) or _BEGIN.match(line) or _GROUPWISE.match(line)):
+    if not (MARK.match(line) or _BEGIN.match(line) or GROUPWISE.match(line)):
         return 0
     end = i + 1
     if "by" in line.lower() and not line.rstrip().endswith("-"):  # wrapped: "… on 01/22/2001" / "04:09 PM -----"
         end += next((n for n, more in enumerate(lines[end : end + 2], 1) if more.rstrip().endswith("---")), 0)
     below = _next_words(lines, end)
-    n = max((find(lines, below) for find in (header_block, lotus, bare_header)), default=0) if below < len(lines) else 0
+    n = max(header_block(lines, below, 2), lotus(lines, below), bare_header(lines, below)) if below < len(lines) else 0
     return (below if n else end) + n - i
 
 
@@ -205,7 +205,7 @@ def part(lines: Lines) -> tuple[list[str], list[str]]:
     i = 0
     while i < len(lines):
         line = lines[i]
-        is_quote = line.startswith(">") and not (line.startswith(">>>") and _GROUPWISE.match(line))
+        is_quote = line.startswith(">") and not (line.startswith(">>>") and GROUPWISE.match(line))
         n = header_at(lines, i) if suspects[i] and not is_quote else 0
         if n and not _quote_follows(lines, i + n):
             return own, quoted + [_unquoted(line) for line in lines[i : i + MAX_QUOTED]]
