@@ -90,7 +90,7 @@ class Writer:
         if "@" not in to:
             return Address(to.strip(), "")
         name, email = parseaddr(to)
-        return Address(name, email.lower())
+        return Address(name or self.store.name_of(email), email.lower())
 
     def _title(self, text: str, recipient: Address, stopped: Callable[[], bool]) -> str:
         """A subject line for a new mail, written by the model; its first words if the model writes none."""
