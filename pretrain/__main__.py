@@ -1,4 +1,4 @@
-"""python -m pretrain VERB: tokenizer, prepare, train, tune, ship, measure, export. Order and times: pretrain/README.md."""
+"""python -m pretrain VERB: tokenizer, prepare, pretrain, tune, ship, measure, export. Order and times: pretrain/README.md."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             verb.add_argument(*flags, **options)
         verb.set_defaults(run=run)
     args = parser.parse_args(argv)
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # before torch: threads that spin starve a shared machine
     args.run(args)
 
 
