@@ -61,7 +61,10 @@ _SMALL = frozenset("of and the for in at de der des du la le und et y e i del de
 def without_signature(lines: Sequence[str], author: str = "") -> list[str]:
     """`lines` without the block of name, title, phone and address at their end; its closing and first name stay."""
     lines = _strip(list(lines))
-    delimiter = next((i for i, line in enumerate(lines) if _is_delimiter(lines, i, line)), len(lines))
+    delimiter = next(
+        (i for i, line in enumerate(lines) if _is_delimiter(lines, i, line) or _opens_card(lines, i, author)),
+        len(lines),
+    )
     lines = _strip(lines[:delimiter])
     start = _block_start(lines)
     block = lines[start:]
@@ -77,6 +80,24 @@ def without_signature(lines: Sequence[str], author: str = "") -> list[str]:
 def _is_delimiter(lines: Sequence[str], i: int, line: str) -> bool:
     """The line "-- " of RFC 3676; without its space it counts if little follows."""
     return line == "-- " or (line.strip() in ("--", "—", "- --") and len(lines) - i <= 12)
+
+
+def _opens_card(lines: Sequence[str], i: int, author: str) -> bool:
+    """Whether line i is drawn above a card of names and numbers that ends the mail. Under a heading it is no such line."""
+    if len(lines) - i > REACH or not _RULE.fullmatch(lines[i].strip()):
+        return False
+    above, card = lines[i - 1].strip() if i else "", [line for line in lines[i + 1 :] if line.strip()]
+    if above and not is_sign_off(above) and not _known(author) & _known(above):
+        return False
+    plain = all(_is_contact(line) or (_is_label(line) and not is_sign_off(line)) for line in card)
+    return plain and any(map(_is_contact, card))
+
+
+_RULE = re.compile(r"([=_*~#-])\1{4,}")
+
+
+def _known(name: str) -> set[str]:
+    return set(re.findall(r"\w{3,}", name.lower()))
 
 
 def _block_start(lines: Sequence[str]) -> int:
@@ -117,8 +138,8 @@ def _is_capital(word: str) -> bool:
 
 def _name_at(block: Sequence[str], author: str) -> int:
     """The line of `block` that is the author's name; its first line if that looks like a name; else -1."""
-    known = {word for word in re.findall(r"\w{3,}", author.lower())}
-    named = [i for i, line in enumerate(block) if _is_name(line) and known & set(re.findall(r"\w{3,}", line.lower()))]
+    known = _known(author)
+    named = [i for i, line in enumerate(block) if _is_name(line) and known & _known(line)]
     if named:
         return named[0]
     return 0 if block and not known and _is_name(block[0]) else -1
