@@ -7,6 +7,7 @@ import os
 import stat
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,10 +17,13 @@ from tests.conftest import ME
 ROOT = Path(__file__).resolve().parent.parent
 METRICS = {"bleu", "rouge_l", "chrf", "greeting", "sign_off", "length_ratio", "facts_kept"}
 
-# Loaded by Python itself before anything else: a connect or a look-up of a name ends the verb.
+# Loaded by Python itself before anything else: a connect or a look-up of a name ends the verb, and is written down, since
+# a thread may swallow the error.
 BLOCK = """
-import socket
+import os, socket
 def refuse(*args, **kwargs):
+    with open(os.environ["SOCKETS"], "a") as file:
+        print(args[1:], file=file)
     raise AssertionError("a socket was opened: %r" % (args[1:],))
 socket.socket.connect = socket.socket.connect_ex = socket.socket.sendto = refuse
 socket.getaddrinfo = socket.create_connection = refuse
@@ -32,10 +36,10 @@ class Panza:
     def __init__(self, folder: Path) -> None:
         (folder / "block").mkdir()
         (folder / "block" / "sitecustomize.py").write_text(BLOCK)
-        self.home = folder / "home"
+        self.home, self.sockets = folder / "home", folder / "block" / "sockets.txt"
         self.env = {
             **os.environ, "PANZA_HOME": str(self.home), "PYTHONPATH": f"{folder / 'block'}:{ROOT}", "OMP_WAIT_POLICY": "passive",
-            "TMPDIR": str(folder),
+            "TMPDIR": str(folder), "SOCKETS": str(self.sockets),
         }  # fmt: skip
 
     def __call__(self, *words: object) -> subprocess.CompletedProcess[str]:
@@ -51,8 +55,11 @@ class Panza:
 
 
 @pytest.fixture(scope="module")
-def panza(tmp_path_factory: pytest.TempPathFactory) -> Panza:
-    return Panza(tmp_path_factory.mktemp("path"))
+def panza(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Panza]:
+    """Whatever the tests of this module did with it, no socket was opened."""
+    opened = Panza(tmp_path_factory.mktemp("path"))
+    yield opened
+    assert not opened.sockets.exists(), opened.sockets.read_text()
 
 
 @pytest.fixture(scope="module")
@@ -68,6 +75,25 @@ def trained(panza: Panza, mailbox: Path, tiny_base: Path) -> Panza:
     assert (report["pairs"], report["validation"], report["heldout"]) == (28, 4, 8)
     assert report["loss_after"] < report["loss_before"]
     return panza
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        "socket.create_connection(('192.0.2.1', 80))",
+        "socket.socket().connect(('192.0.2.1', 80))",
+        "socket.socket().connect_ex(('192.0.2.1', 80))",
+        "socket.socket(type=socket.SOCK_DGRAM).sendto(b'x', ('192.0.2.1', 53))",
+        "socket.getaddrinfo('example.org', 80)",
+        "urllib.request.urlopen('http://192.0.2.1/')",
+    ],
+)
+def test_a_socket_is_refused_and_written_down_even_in_a_thread(tmp_path: Path, call: str) -> None:
+    panza = Panza(tmp_path)
+    code = f"import socket, threading, urllib.request\nt = threading.Thread(target=lambda: {call})\nt.start(); t.join()"
+    done = subprocess.run([sys.executable, "-c", code], env=panza.env, capture_output=True, text=True)
+    assert done.returncode == 0 and "a socket was opened" in done.stderr
+    assert panza.sockets.read_text().strip()
 
 
 def test_a_draft_names_its_sources_and_they_exist(trained: Panza) -> None:
