@@ -216,8 +216,13 @@ def imported(report: Any) -> str:
 
 def learnt(report: dict[str, Any]) -> str:
     """What training brought: the loss on mails that it never saw, before and after."""
+    learnt = f"Learnt from {count(report['pairs'], 'mail')} of yours in {span(report['seconds'])}."
+    return f'<div class="report"><p role="status">{learnt} {_proof(report)}</p></div>'
+
+
+def _proof(report: dict[str, Any]) -> str:
+    if not report["heldout"]:
+        return "There were too few mails to keep some aside and check on them."
     before, after = report["loss_before"], report["loss_after"]
     better = "closer to how you write" if after < before else "no closer to how you write: more sent mail would help"
-    learnt = f"Learnt from {count(report['pairs'], 'mail')} of yours in {span(report['seconds'])}."
-    proof = f"On {count(report['heldout'], 'mail')} it never saw: loss {before:.2f} → {after:.2f}, {better}."
-    return f'<div class="report"><p role="status">{learnt} {proof}</p></div>'
+    return f"On {count(report['heldout'], 'mail')} it never saw: loss {before:.2f} → {after:.2f}, {better}."

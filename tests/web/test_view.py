@@ -80,6 +80,12 @@ def test_training_that_did_not_help_is_not_praised():
     assert "no closer" in view.learnt({**report, "loss_after": 3.2})
 
 
+def test_training_on_too_few_mails_claims_nothing():
+    shown = view.learnt({"pairs": 2, "heldout": 0, "loss_before": None, "loss_after": None, "seconds": 60.0})
+    assert "too few mails" in shown and "2 mails" in shown
+    assert "never saw" not in shown and "closer" not in shown
+
+
 def luminance(colour: str) -> float:
     parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
     r, g, b = (p / 12.92 if p <= 0.04045 else ((p + 0.055) / 1.055) ** 2.4 for p in parts)
