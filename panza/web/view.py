@@ -207,6 +207,8 @@ def _pace(step: Step, amount: Callable[[float], str]) -> str:
 def imported(report: Any) -> str:
     """What an import brought, with every mail that was not used counted by its reason."""
     told = f"{count(report.added, 'new mail')} of {report.seen:,} read; {report.sent_by_me:,} written by you."
+    if report.candidates:
+        told += f" None is by your address; most are by {plain(', '.join(report.candidates))}. Import again with yours."
     reasons = "".join(f"<li><b>{n:,}</b> {plain(reason)}</li>" for reason, n in report.dropped.items() if n)
     dropped = (
         _folded(f"{count(sum(report.dropped.values()), 'mail')} not used", f"<ul>{reasons}</ul>") if reasons else ""

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from panza.home import Home
+from panza.mail import ImportReport
 from panza.prompt import LENGTHS
 from panza.types import Address, Draft, DraftRequest, Message, Progress, Thread, UserError
 
@@ -58,14 +59,6 @@ class Status:
     base: str
     adapter: str
     indexed: int
-
-
-@dataclass(frozen=True)
-class ImportReport:
-    seen: int
-    added: int
-    sent_by_me: int
-    dropped: dict[str, int]
 
 
 class Writer:

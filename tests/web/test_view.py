@@ -9,6 +9,7 @@ from importlib import resources
 import pytest
 from fake_assistant import EVIL, mails
 
+from panza.mail import ImportReport
 from panza.types import Draft, Thread
 from panza.web import view
 from panza.web.desk import IMPORT
@@ -72,6 +73,12 @@ def test_an_import_is_measured_in_megabytes():
     shown = view.progress(work)
     assert "Importing mail: 1,204 mails" in shown
     assert "52.0 MB of 209.0 MB · 8.0 MB a second · about 20 s left" in shown
+
+
+def test_an_import_without_a_mail_of_mine_asks_who_i_am():
+    assert "None is by" not in view.imported(ImportReport(5, 5, 2))
+    shown = view.imported(ImportReport(5, 5, 0, candidates=("anna@example.org", "<b>@x.org")))
+    assert "None is by your address" in shown and "anna@example.org, &lt;b&gt;@x.org" in shown
 
 
 def test_training_that_did_not_help_is_not_praised():
