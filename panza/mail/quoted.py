@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from panza.mail import quotes
 from panza.mail.clean import clean
-from panza.mail.header import human_name
+from panza.mail.header import MAX_NAME, human_name
 from panza.types import Address, Message
 
 
@@ -43,6 +43,7 @@ def _unquoted(lines: Sequence[str]) -> Sequence[str]:
 
 def _writer(header: Sequence[str]) -> str:
     """The name of the mail's writer; nothing if the header does not say."""
+    header = [line[:MAX_NAME] for line in header]
     named = next((line for line in header if quotes.field_kind(line) == "from"), "")
     if named:
         return _name(re.split("[:：]", named, maxsplit=1)[1])
@@ -52,7 +53,7 @@ def _writer(header: Sequence[str]) -> str:
     if dated is not None and not quotes.VERB.search(" ".join(header)):
         before = _DATED.split(header[dated])[0].strip(" \t>")
         return _name(before or (header[dated - 1] if dated else ""))
-    return _attributed(" ".join(header))
+    return _attributed(" ".join(header)[:MAX_NAME])
 
 
 _DATED = re.compile(rf"(?:\bon\s+)?{quotes.DATE}")
