@@ -320,18 +320,8 @@ class _Run:
             for key, value in self.optimizer.state.get(p, {}).items():
                 tensors[f"{key}.{n}"] = value
         self._write(name, tensors)
-        keys = (
-            "fingerprint",
-            "epoch",
-            "step",
-            "stale",
-            "seconds",
-            "loss_before",
-            "validation_before",
-            "best",
-            "history",
-        )
-        write_json(self.part / "state.json", {"tensors": name, **{k: getattr(self, k) for k in keys}})
+        state = {key: getattr(self, key) for key in _STATE}
+        write_json(self.part / "state.json", state | {"tensors": name, "seconds": self.elapsed})
         for old in self.part.glob("step-*.safetensors"):
             if old.stem != name:
                 old.unlink()
