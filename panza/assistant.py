@@ -58,11 +58,9 @@ class Assistant:
     def status(self) -> Status:
         """Counts and names; loads no model."""
         report = read_report(self.adapter) if self.adapter else {}
-        trained = (
-            f"trained on {report['pairs']} mails, loss {report['loss_before']:.2f} → {report['loss_after']:.2f}"
-            if report
-            else ""
-        )
+        trained = f"trained on {report['pairs']} mails" if report else ""
+        if report and report["loss_before"] is not None:
+            trained += f", loss {report['loss_before']:.2f} → {report['loss_after']:.2f}"
         return Status(
             mails=self.store.count(),
             sent=self.store.count(mine=True),
@@ -221,9 +219,9 @@ class Assistant:
         trained = read_report(self.adapter)
         config = TrainConfig(**trained["config"])
         seen = {i: self._thread_of(i) for i in trained["trained_on"]}
-        aside = set(trained["kept_aside"])
+        aside, seen_threads = set(trained["kept_aside"]), set(seen.values())
         pairs = self.pairs()
-        held = [p for p in pairs if p.message.id in aside and p.message.thread not in seen.values()]
+        held = [p for p in pairs if p.message.id in aside and p.message.thread not in seen_threads]
         if not held:
             raise UserError(
                 f"None of the {len(aside)} mails that training kept aside can be used now: import more mail and `panza train` again."

@@ -32,7 +32,7 @@ class TrainConfig:
     dropout: float = field(default=0.05, metadata={"help": "dropout before the LoRA factors"})
     lr: float = field(default=1e-3, metadata={"help": "peak learning rate; about 2e-4 for models over 1 B parameters"})
     epochs: int = field(
-        default=3, metadata={"help": "most passes over the mails; stops earlier when validation loss rises"}
+        default=2, metadata={"help": "most passes over the mails; stops earlier when validation loss rises"}
     )
     batch_tokens: int = field(default=2000, metadata={"help": "tokens of a batch, padding included"})
     patience: int = field(default=1, metadata={"help": "epochs without a better validation loss before it stops"})
@@ -158,7 +158,8 @@ def _one_epoch(run: _Run, train_set: Sequence[Encoded], config: TrainConfig, pro
         rate = sum(len(r.ids) for r in rows) / (time.monotonic() - started)
         note = f"epoch {run.epoch + 1}/{config.epochs}, loss {loss:.3f}, {rate:.0f} tokens/s"
         try:
-            progress(run.epoch * run.steps_per_epoch + run.step, total, note)
+            done = min(run.step, run.steps_per_epoch)  # an epoch may have a batch more than the first had
+            progress(run.epoch * run.steps_per_epoch + done, total, note)
         except BaseException:  # the user's stop: nothing of it is lost
             run.save()
             raise

@@ -27,12 +27,12 @@ CHAT_TEMPLATE = (
 )
 
 
-def a_mailbox(path: Path, sent: int = 40, seed: int = 0) -> Path:
+def a_mailbox(path: Path, sent: int = 40, seed: int = 0, ids: str = "", first_year: int = 2024) -> Path:
     """An mbox: `sent` mails by ME, each answering a received one, all in one easily learnt voice."""
     chance = random.Random(seed)
     days = ["Monday", "Tuesday", "Wednesday", "Thursday", "Friday"]
     things = ["budget", "review", "contract", "workshop", "invoice", "offsite", "launch", "report"]
-    start = datetime(2024, 1, 8, 9, 0, tzinfo=UTC)
+    start = datetime(first_year, 1, 8, 9, 0, tzinfo=UTC)
     out = []
     for i in range(sent):
         (name, address), thing, day, hour = (
@@ -44,7 +44,7 @@ def a_mailbox(path: Path, sent: int = 40, seed: int = 0) -> Path:
         when = start + timedelta(days=3 * i)
         asked = EmailMessage()
         asked["From"], asked["To"], asked["Subject"] = f"{name} <{address}>", f"Mara Lindt <{ME}>", f"The {thing} {i}"
-        asked["Date"], asked["Message-ID"] = format_datetime(when), f"<ask-{i}@example.com>"
+        asked["Date"], asked["Message-ID"] = format_datetime(when), f"<ask-{ids}{i}@example.com>"
         asked.set_content(
             f"Hi Mara,\n\nwhen can we talk about the {thing}? It is number {100 + i}.\n\n{name.split()[0]}\n"
         )
@@ -54,8 +54,11 @@ def a_mailbox(path: Path, sent: int = 40, seed: int = 0) -> Path:
             f"{name} <{address}>",
             f"Re: The {thing} {i}",
         )
-        answer["Date"], answer["Message-ID"] = format_datetime(when + timedelta(hours=2)), f"<answer-{i}@example.org>"
-        answer["In-Reply-To"] = answer["References"] = f"<ask-{i}@example.com>"
+        answer["Date"], answer["Message-ID"] = (
+            format_datetime(when + timedelta(hours=2)),
+            f"<answer-{ids}{i}@example.org>",
+        )
+        answer["In-Reply-To"] = answer["References"] = f"<ask-{ids}{i}@example.com>"
         answer.set_content(
             f"Hello {name.split()[0]},\n\nthe {thing} works on {day} at {hour}:00. Please bring number {100 + i}.\n\nAll the best,\nMara\n\n"
             f"On {when:%d %B %Y}, {name} wrote:\n> when can we talk about the {thing}?\n"

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import ME
+from tests.conftest import ME, a_mailbox
 
 ROOT = Path(__file__).resolve().parent.parent
 METRICS = {"bleu", "rouge_l", "chrf", "greeting", "sign_off", "length_ratio", "facts_kept"}
@@ -124,6 +124,15 @@ def test_evaluation_compares_four_systems(trained: Panza) -> None:
         assert system.keys() >= METRICS | ({"perplexity"} if name in ("base", "adapter") else set())
         assert all(v["low"] <= v["value"] <= v["high"] for v in system.values() if v["value"] is not None)
     assert report["systems"]["adapter"]["perplexity"]["value"] < report["systems"]["base"]["perplexity"]["value"]
+
+
+def test_evaluation_still_works_after_more_mail_came(trained: Panza, tmp_path: Path) -> None:
+    """Older mail would shift the split; the report names what training kept aside, and that alone is used."""
+    box = a_mailbox(tmp_path / "more.mbox", sent=12, seed=5, ids="more-", first_year=2022)
+    assert trained.json("import", box)["sent_by_me"] == 12
+    assert trained.json("playback", "--tries", 0)["pairs"] == 52
+    report = trained.json("eval", "--limit", 3)
+    assert (report["n"], report["kept_aside"], report["no_longer_usable"]) == (3, 8, 0)
 
 
 def test_everything_is_the_users_alone_to_read(trained: Panza) -> None:
