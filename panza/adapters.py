@@ -1,4 +1,4 @@
-"""LoRA adapters: attach, save, load, merge. Knows peft; knows no mail."""
+"""LoRA adapters: attach, save, load. Knows peft; knows no mail."""
 
 from __future__ import annotations
 
@@ -41,11 +41,6 @@ def base_hash(net: Any) -> str:
         head = weight.flatten()[:512].bfloat16().float().cpu().numpy().tobytes()  # the same on a GPU
         digest.update(f"{name} {tuple(weight.shape)}".encode() + head)
     return digest.hexdigest()[:32]
-
-
-def merge(net: Any) -> Any:
-    """The base with W + scale·B·A in place of W, without peft around it."""
-    return net.merge_and_unload()
 
 
 def save(net: Any, folder: Path) -> None:
