@@ -112,8 +112,8 @@ def _load(where: str, local: bool) -> tuple[Any, Any]:
 
     transformers_logging.disable_progress_bar() if local else transformers_logging.enable_progress_bar()
     tokenizer = AutoTokenizer.from_pretrained(where, local_files_only=local)
-    if (Path(where) / "rows8.safetensors").exists():  # asked before panza.rows8, which loads torch at import
-        from panza.rows8 import load_rows8
+    if (Path(where) / "rows8.safetensors").exists():  # asked before compress.rows8, which loads torch at import
+        from compress.rows8 import load_rows8
 
         return load_rows8(Path(where)), tokenizer
     dtype = torch.bfloat16 if torch.cuda.is_available() else torch.float32

@@ -61,7 +61,7 @@ def train(args: argparse.Namespace) -> None:
 
 def ship(args: argparse.Namespace) -> None:
     """Write a checkpoint as 8-bit rows with its tokenizer."""
-    from panza.rows8 import save_rows8
+    from compress.rows8 import save_rows8
     from pretrain import tokenizer as tk
     from pretrain.model import to_hugging_face
     from pretrain.train import load_model
@@ -75,7 +75,7 @@ def ship(args: argparse.Namespace) -> None:
 
 def export(args: argparse.Namespace) -> None:
     """Write the model of `--base` as a plain transformers directory."""
-    from panza.rows8 import load_rows8
+    from compress.rows8 import load_rows8
     from pretrain import tokenizer as tk
 
     model = load_rows8(args.base)
@@ -87,7 +87,7 @@ def measure(args: argparse.Namespace) -> None:
     """Bits per byte, facts kept, drafts ended, personal data; then drafts of the instructions typed by hand."""
     import torch
 
-    from panza.rows8 import load_rows8
+    from compress.rows8 import load_rows8
     from pretrain import measure as m
     from pretrain import tokenizer as tk
     from pretrain.model import to_hugging_face

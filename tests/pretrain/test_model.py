@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from panza.rows8 import FILE, dequantize_rows, load_rows8, quantize_rows, save_rows8
-from panza.types import UserError
+from compress.errors import CompressError
+from compress.rows8 import FILE, dequantize_rows, load_rows8, quantize_rows, save_rows8
 from pretrain.model import Llama, Shape, document_mask, from_hugging_face, to_hugging_face
 
 TINY = Shape(vocab=97, hidden=32, layers=2, heads=4, kv_heads=2, ffn=56, context=64)
@@ -73,5 +73,5 @@ def test_saved_rows_load_as_a_model_that_writes(model: Llama, tmp_path: Path):
 
 
 def test_a_folder_without_rows_is_named(tmp_path: Path):
-    with pytest.raises(UserError, match=FILE):
+    with pytest.raises(CompressError, match=FILE):
         load_rows8(tmp_path)

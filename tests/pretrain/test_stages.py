@@ -12,7 +12,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from panza.rows8 import FILE, load_rows8
+from compress.rows8 import FILE, load_rows8
 from pretrain import tokenizer as tk
 from pretrain.__main__ import main
 from pretrain.measure import by_hand, drafts, score

@@ -1,4 +1,4 @@
-"""A Llama model with every matrix as int8 rows with one fp16 scale each, and back. Knows tensors; knows no mail.
+"""A Llama model with every matrix as int8 rows with one fp16 scale each, and back. Knows tensors; knows no method.
 
 `W[n] ~ scale[n] * code[n]`, code in -127..127, scale[n] = max|W[n]| / 127: half the bytes of bf16, a loss that is hard
 to measure. The folder is a plain transformers one (config.json, tokenizer.json, ...) whose weights lie in `FILE`.
@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
 
-from panza.types import UserError
+from compress.errors import CompressError
 
 FILE = "rows8.safetensors"  # not model.safetensors: plain transformers would read the codes as weights
 SCALE = ".scale"
@@ -60,7 +60,7 @@ def save_rows8(model: LlamaForCausalLM, folder: Path) -> None:
 def load_rows8(folder: Path) -> LlamaForCausalLM:
     """The model in `folder`, fp32, in eval mode."""
     if not is_rows8(folder):
-        raise UserError(f"{folder} holds no {FILE}; give a folder that has one, or a plain transformers directory.")
+        raise CompressError(f"{folder} holds no {FILE}; give a folder that has one, or a plain transformers directory.")
     stored = load_file(folder / FILE)
     state = {
         name: dequantize_rows(t, stored[name + SCALE]) if t.dtype == torch.int8 else t.float()

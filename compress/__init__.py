@@ -1,0 +1,1 @@
+"""Smaller models from bigger ones: tensors and modules, no mail."""

@@ -1,0 +1,134 @@
+"""The four kinds of codes and what each decodes to, in plain torch. Knows codes and tables; knows no layer, no method.
+
+A kind is a module of buffers (codes, packed as in the file) and parameters (what tuning may move). Its `forward()`
+is the definition of decoding: (N, D) fp32, before the scale, differentiable with respect to its parameters.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from compress import ops
+
+BAND = 16  # outputs whose weights form one trellis chain; an input tile is as wide
+QUAD = 4  # inputs that a dot-product instruction takes at once
+
+
+def codes_of(rows: int, count: int, bits: int) -> Tensor:
+    """An empty buffer for `rows` streams of `count` codes."""
+    return torch.zeros(rows, ops.packed_bytes(count, bits), dtype=torch.uint8)
+
+
+def half(*shape: int) -> nn.Parameter:
+    """A real table as it lies in the file: fp16."""
+    return nn.Parameter(torch.zeros(*shape, dtype=torch.float16))
+
+
+class Grid(nn.Module):
+    """Uniform levels: code − zero. zero: see `compress.tables`, one a scale group; None for the symmetric 2^(bits−1)."""
+
+    def __init__(self, N: int, D: int, bits: int, zero: nn.Module | None = None) -> None:
+        super().__init__()
+        self.N, self.D, self.bits, self.zero = N, D, bits, zero
+        self.register_buffer("codes", codes_of(N, D, bits))
+
+    def spec(self) -> dict[str, Any]:
+        return {"bits": self.bits}
+
+    def forward(self) -> Tensor:
+        q = ops.unpack(self.codes, self.D, self.bits).float()  # (N, D)
+        if self.zero is None:
+            return q - 2 ** (self.bits - 1)
+        zero = self.zero()  # (N, G)
+        return (q.unflatten(1, (zero.shape[1], -1)) - zero[..., None]).flatten(1)
+
+
+class Lut(nn.Module):
+    """Free levels: each row (rows = N) or the whole tensor (rows = 1) has 2^bits of its own."""
+
+    def __init__(self, N: int, D: int, bits: int, rows: int) -> None:
+        super().__init__()
+        self.N, self.D, self.bits, self.rows = N, D, bits, rows
+        self.register_buffer("codes", codes_of(N, D, bits))
+        self.levels = half(rows, 2**bits)
+
+    def spec(self) -> dict[str, Any]:
+        return {"bits": self.bits, "rows": self.rows}
+
+    def forward(self) -> Tensor:
+        index = ops.unpack(self.codes, self.D, self.bits).long()  # (N, D)
+        return self.levels.float().expand(self.N, -1).gather(1, index)
+
+
+class Additive(nn.Module):
+    """Sums of codewords (AQLM, arXiv:2401.06118): each `group` neighbouring inputs are Σ_m codebooks[m, code_m].
+
+    codebooks: (M, 2^bits, group); `codes` holds, row by row, (D/group, M). Tensors that read the same input may
+    share one `codebooks` parameter. int8: the codebooks lie in the file as int8 with one fp16 step a codebook.
+    """
+
+    def __init__(self, N: int, D: int, books: int, bits: int, group: int, int8: bool = False) -> None:
+        super().__init__()
+        assert D % group == 0, "the group divides the inputs"
+        self.N, self.D, self.books, self.bits, self.group, self.int8 = N, D, books, bits, group, int8
+        self.register_buffer("codes", codes_of(N, D // group * books, bits))
+        self.codebooks = half(books, 2**bits, group)
+
+    def spec(self) -> dict[str, Any]:
+        return {"books": self.books, "bits": self.bits, "group": self.group, "int8": self.int8}
+
+    def indices(self) -> Tensor:
+        """(N, D/group, M) int32."""
+        return ops.unpack(self.codes, self.D // self.group * self.books, self.bits).unflatten(1, (-1, self.books))
+
+    def forward(self) -> Tensor:
+        index = self.indices().long()
+        words = (book[index[..., m]] for m, book in enumerate(self.codebooks.float()))
+        return sum(words).flatten(1)  # (N, D/group, group) -> (N, D)
+
+
+class Trellis(nn.Module):
+    """A sliding window over a bit stream (QTIP, arXiv:2406.11235) with a learned table: weight = lut[window].
+
+    BAND outputs form a chain of BAND · D weights, `step` new bits each, window 2^`window` states; the order of a chain
+    is `chain_order`. Needs N and D divisible by BAND. A chain's first window is free: (window − step) bits more.
+    """
+
+    def __init__(self, N: int, D: int, step: int, window: int) -> None:
+        super().__init__()
+        assert N % BAND == 0 and D % BAND == 0, "tiles fill the weight"
+        self.N, self.D, self.step, self.window = N, D, step, window
+        self.register_buffer("codes", torch.zeros(N // BAND, self.chain_bytes(D, step, window), dtype=torch.uint8))
+        self.lut = half(2**window)
+
+    @staticmethod
+    def chain_bytes(D: int, step: int, window: int) -> int:
+        return ops.packed_bytes(BAND * D * step + window - step, 1)
+
+    def spec(self) -> dict[str, Any]:
+        return {"step": self.step, "window": self.window}
+
+    def states(self) -> Tensor:
+        """(N/BAND, BAND · D) int32: the window at each weight, in the order of the chain."""
+        return ops.windows(self.codes, BAND * self.D, self.step, self.window)
+
+    def forward(self) -> Tensor:
+        return from_chains(self.lut.float()[self.states().long()], self.D)
+
+
+def from_chains(chains: Tensor, D: int) -> Tensor:
+    """(N/BAND, BAND · D) -> (N, D). Order: tile of BAND inputs, quad of inputs, output, input within the quad."""
+    tiles = chains.view(-1, D // BAND, BAND // QUAD, BAND, QUAD)
+    return tiles.permute(0, 3, 1, 2, 4).reshape(-1, D)
+
+
+def to_chains(w: Tensor) -> Tensor:
+    """(N, D) -> (N/BAND, BAND · D): the inverse of `from_chains`."""
+    tiles = w.view(-1, BAND, w.shape[1] // BAND, BAND // QUAD, QUAD)
+    return tiles.permute(0, 2, 3, 1, 4).reshape(len(w) // BAND, -1)
+
+
+KINDS: dict[str, type[nn.Module]] = {"grid": Grid, "lut": Lut, "additive": Additive, "trellis": Trellis}

@@ -1,0 +1,68 @@
+"""A linear layer and an embedding over a compressed weight. Knows modules; knows no method, no file."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from compress.weight import QuantizedWeight
+
+
+class QuantizedLinear(nn.Module):
+    """y = x Wᵀ + bias with W compressed. Any device and float dtype; gradients reach x and the weight's parameters.
+
+    The decoded weight can be held between calls (`hold`), which costs its full size in memory.
+    """
+
+    def __init__(self, weight: QuantizedWeight, bias: Tensor | None = None) -> None:
+        super().__init__()
+        self.quantized = weight
+        self.out_features, self.in_features = weight.shape
+        self.bias = None if bias is None else nn.Parameter(bias.detach().clone(), requires_grad=False)
+        self._held: Tensor | None = None
+
+    def hold(self, dtype: torch.dtype | None = None) -> None:
+        """Keep the decoded weight as `dtype`, or let it go (None). It does not follow later changes of the codes."""
+        self._held = None if dtype is None else self.quantized.dense().detach().to(dtype)
+
+    @property
+    def weight(self) -> Tensor:
+        """(N, D), decoded: what other libraries expect to find on a linear layer. Not a parameter."""
+        return self.quantized.dense() if self._held is None else self._held
+
+    def forward(self, x: Tensor) -> Tensor:
+        bias = None if self.bias is None else self.bias.to(x.dtype)
+        return F.linear(x, self.weight.to(x), bias)
+
+    def extra_repr(self) -> str:
+        kind = type(self.quantized.decode).__name__.lower()
+        return f"in_features={self.in_features}, out_features={self.out_features}, decode={kind}"
+
+
+class QuantizedEmbedding(nn.Module):
+    """Rows of a compressed weight; may share it with the head (tied)."""
+
+    def __init__(self, weight: QuantizedWeight) -> None:
+        super().__init__()
+        self.quantized = weight
+        self.num_embeddings, self.embedding_dim = weight.shape
+        self._held: Tensor | None = None
+
+    def hold(self, dtype: torch.dtype | None = None) -> None:
+        """As QuantizedLinear.hold."""
+        self._held = None if dtype is None else self.quantized.dense().detach().to(dtype)
+
+    @property
+    def weight(self) -> Tensor:
+        """(N, D), decoded."""
+        return self.quantized.dense() if self._held is None else self._held
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """(…) -> (…, D) in the default dtype."""
+        return F.embedding(ids, self.weight.to(torch.get_default_dtype() if self._held is None else self._held.dtype))
+
+
+def quantized_layers(model: nn.Module) -> dict[str, QuantizedLinear | QuantizedEmbedding]:
+    """The compressed layers of a model by their names."""
+    return {n: m for n, m in model.named_modules() if isinstance(m, QuantizedLinear | QuantizedEmbedding)}
