@@ -30,6 +30,7 @@ from rich.text import Text
 
 from panza.assistant import Assistant
 from panza.home import open_home, shipped
+from panza.measure import MeasureConfig
 from panza.playback import PlaybackConfig
 from panza.train import TrainConfig
 from panza.types import DraftRequest, UserError
@@ -267,6 +268,31 @@ def eval_(
     with bar() as progress:
         report = Assistant(open_home(home), base).evaluate(limit, progress)
     show(report, as_json, table(report))
+
+
+@app.command()
+@flags(MeasureConfig)
+def measure(
+    config: MeasureConfig,
+    mail: Annotated[
+        Path, typer.Option(help="JSONL file: 'from', 'to', 'subject', 'text' and perhaps 'quoted' a line.")
+    ],
+    adapter: Annotated[Path | None, typer.Option(help="Folder of an adapter to put on the base.")] = None,
+    base: Annotated[str, typer.Option(help="Hugging Face directory or hub name; '' for the embedded model.")] = "",
+    as_json: AsJson = False,
+) -> None:
+    """What a model is worth on mail it has not seen: bits per byte, facts kept, drafts that end, personal data."""
+    from panza import models
+    from panza.measure import left_out, read_mails, table
+    from panza.measure import measure as run
+
+    mails, malformed = read_mails(mail, config.as_written)
+    if malformed:
+        err.print(left_out(malformed), soft_wrap=True, highlight=False)
+    model = models.load(base, adapter, fetch=bool(base))
+    with bar() as progress:
+        measures = run(model, mails, config, progress)
+    show(asdict(measures), as_json, table(measures))
 
 
 @app.command()

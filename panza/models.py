@@ -192,11 +192,20 @@ class ChatTokenizer:
         encoded = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
         return encoded["input_ids"], [end > start >= len(prompt) for start, end in encoded["offset_mapping"]]
 
+    def encode_text(self, text: str) -> list[int]:
+        """The ids of a plain text; none of them is special."""
+        return self.tokenizer(self._break_specials(text), add_special_tokens=False)["input_ids"]
+
+    @property
+    def text_ends(self) -> frozenset[int]:
+        """Tokens that stand between texts, where one has ended."""
+        marks = (self.tokenizer.eos_token_id, self.tokenizer.bos_token_id, self.tokenizer.pad_token_id)
+        return frozenset(i for i in marks if i is not None)
+
     @property
     def stop_ids(self) -> frozenset[int]:
-        """Tokens that end an answer: the model's end of text and the first token of the template's end of turn."""
-        turn_end = self.tokenizer(self.turn_end, add_special_tokens=False)["input_ids"][:1]
-        return frozenset(i for i in (self.tokenizer.eos_token_id, *turn_end) if i is not None)
+        """Tokens that end an answer: the ends of a text and the first token of the template's end of turn."""
+        return self.text_ends | frozenset(self.tokenizer(self.turn_end, add_special_tokens=False)["input_ids"][:1])
 
     def _render(self, chat: Chat, **options: Any) -> str:
         from jinja2 import TemplateError
@@ -284,22 +293,37 @@ def choose(logits: Any, sampling: Sampling, generator: Any) -> int:
     return int(order[torch.multinomial(probs * keep, 1, generator=generator)])
 
 
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """What a model wrote after a prompt. ended: by itself, not at the limit."""
+
+    text: str
+    ended: bool
+
+
 def generate_batch(
     model: TorchModel, chats: Sequence[Chat], sampling: Sampling, batch: int = 16
 ) -> Iterator[tuple[int, str]]:
-    """(index, answer) for many prompts, the long ones together, with greedy or sampled batches of left-padded rows."""
+    """(index, answer) for many chats; see `complete_batch`."""
+    prompts = [model.encode(c) for c in chats]
+    return ((i, answer.text) for i, answer in complete_batch(model, prompts, sampling, batch))
+
+
+def complete_batch(
+    model: TorchModel, prompts: Sequence[Sequence[int]], sampling: Sampling, batch: int = 16
+) -> Iterator[tuple[int, Completion]]:
+    """(index, completion) for many prompts, the long ones together, with greedy or sampled batches of left-padded rows."""
     import torch
     from transformers import GenerationConfig
 
-    tokenizer = model.chat_tokenizer.tokenizer
-    prompts = [model.encode(c) for c in chats]
+    tokenizer, stops = model.chat_tokenizer.tokenizer, model.chat_tokenizer.stop_ids
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     for start in range(0, len(order), batch):
         rows = order[start : start + batch]
         longest = max(len(prompts[i]) for i in rows)
         ids = torch.tensor(
-            [[pad] * (longest - len(prompts[i])) + prompts[i] for i in rows], device=model.net.device
+            [[pad] * (longest - len(prompts[i])) + [*prompts[i]] for i in rows], device=model.net.device
         )  # (B, T)
         mask = torch.tensor(
             [[0] * (longest - len(prompts[i])) + [1] * len(prompts[i]) for i in rows], device=model.net.device
@@ -312,11 +336,12 @@ def generate_batch(
             top_k=0,
             repetition_penalty=1.0,
             max_new_tokens=max(1, min(sampling.max_tokens, model.context - longest)),
-            eos_token_id=sorted(model.chat_tokenizer.stop_ids),
+            eos_token_id=sorted(stops),
             pad_token_id=pad,
         )  # ours alone: a model's own defaults (repetition penalty) would make this text other than `generate`'s
         with torch.inference_mode():
             out = model.net.generate(input_ids=ids, attention_mask=mask, generation_config=how)
         for i, row in zip(rows, out[:, longest:].tolist(), strict=True):
-            end = next((n for n, t in enumerate(row) if t in model.chat_tokenizer.stop_ids), len(row))
-            yield i, tokenizer.decode(row[:end], skip_special_tokens=True).strip()
+            end = next((n for n, t in enumerate(row) if t in stops), None)
+            text = tokenizer.decode(row[:end], skip_special_tokens=True).strip()
+            yield i, Completion(text, end is not None)
