@@ -1,0 +1,97 @@
+"""Rounding in order, each error fed back into the weights still to come: the core of GPTQ, SpQR and LDLQ.
+
+Knows tensors and Hessians; knows no grid, no codes. Letters: N outputs, D inputs, Q output groups.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from compress.errors import CompressError
+
+FP16_MAX = 65504  # tables lie in the file as fp16
+WEAKEST = 1e-6  # a pivot below this part of the mean diagonal is noise in fp32
+STRONGER = (0.0, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # damping on top, tried in turn until the factorisation is sound
+
+
+def check(weights: Sequence[Tensor], hessians: Sequence[Tensor]) -> None:
+    """Refuse what no method can compress. Raises CompressError, a sentence that names the weight and the limit."""
+    for number, (w, h) in enumerate(zip(weights, hessians, strict=True), 1):
+        which = f"weight {number} of {len(weights)}"
+        if w.dim() != 2 or 0 in w.shape:
+            raise CompressError(f"{which} is {tuple(w.shape)}: only matrices of at least one row and column compress")
+        if h.shape != (len(h), w.shape[1], w.shape[1]) or not 1 <= len(h) <= len(w):
+            raise CompressError(f"the Hessian of {which} is {tuple(h.shape)}, not (Q, D, D) for {tuple(w.shape)}")
+        if not (w.abs() <= FP16_MAX).all():  # false for NaN too
+            raise CompressError(f"{which} holds NaN or numbers beyond ±{FP16_MAX}, the limit of its fp16 tables")
+        if not h.isfinite().all():
+            raise CompressError(f"the Hessian of {which} is not finite: its calibration inputs overflowed or hold NaN")
+
+
+def damped(hessian: Tensor, damping: float) -> Tensor:
+    """H + damping · mean(diag H) · I. hessian: (..., D, D); all-zero matrices get the identity for a mean.
+
+    An input that calibration never moved (zero row and column) keeps damping as its whole weight: it is rounded to
+    nearest, whatever the others do.
+    """
+    diagonal = hessian.diagonal(dim1=-2, dim2=-1)  # (..., D)
+    strength = damping * _mean(diagonal)
+    return hessian + torch.diag_embed(strength[..., None].expand_as(diagonal))
+
+
+def _mean(diagonal: Tensor) -> Tensor:
+    mean = diagonal.mean(-1)
+    return torch.where(mean > 0, mean, 1.0)
+
+
+def inverse_upper(hessian: Tensor) -> Tensor:
+    """U, upper triangular with H⁻¹ = Uᵀ U. hessian: (..., D, D) fp32, damped; damped more if it is singular.
+
+    U[j, j]⁻² is the curvature of input j once the inputs after it adapt (GPTQ, arXiv:2210.17323, section 3.3).
+    Raises CompressError for what is no Hessian at any damping.
+    """
+    for strength in STRONGER:
+        factor, info = torch.linalg.cholesky_ex(damped(hessian, strength).flip(-1, -2))  # H = R Rᵀ with R upper
+        pivots = factor.diagonal(dim1=-2, dim2=-1).amin(-1).square()
+        mean = _mean(hessian.diagonal(dim1=-2, dim2=-1))
+        if ((info == 0) & (pivots >= WEAKEST * mean)).all():
+            identity = torch.eye(hessian.shape[-1], dtype=hessian.dtype, device=hessian.device)
+            return torch.linalg.solve_triangular(factor.flip(-1, -2), identity.expand_as(hessian), upper=True)
+    raise CompressError("a Hessian has negative curvature: it is no mean of x xᵀ")
+
+
+def feed(upper: Tensor, step: int = 1) -> Tensor:
+    """(D, D): row block b is U[b, b]⁻¹ U[b, :]; an error e of block b changes the later weights by −feed[b, :]ᵀ e."""
+    blocks = upper.unflatten(0, (-1, step))  # (D/step, step, D)
+    if step == 1:
+        return upper / upper.diagonal()[:, None]
+    corners = blocks.unflatten(2, (-1, step)).diagonal(dim1=0, dim2=2).permute(2, 0, 1)  # (D/step, step, step)
+    return torch.linalg.solve_triangular(corners, blocks, upper=True).flatten(0, 1)
+
+
+def sweep(columns: Tensor, upper: Tensor, choose: Callable[[int, Tensor], Tensor], step: int = 1) -> Tensor:
+    """Decide on `step` inputs at a time; what a decision loses, the inputs after it make up for as far as they can.
+
+    columns: (D, N), the transposed weight, D divisible by `step`. upper: `inverse_upper` of its Hessian.
+    choose(j, now): called for j = 0, step, 2 step, …; now (step, N) holds inputs j … j+step as the errors so far
+    have moved them, all of them current; returns what they decode to. Returns (D, N), everything chosen.
+
+    The loss tr(E H Eᵀ) is Σ_j |now_j − chosen_j|² / U[j, j]² at step 1. Updates are lazy by halves: every product is
+    as large as the recursion allows, and nothing is read before all errors before it have arrived.
+    """
+    w, errors, gain = columns.clone(), torch.empty_like(columns), feed(upper, step)
+
+    def over(first: int, last: int) -> None:
+        if last - first == step:
+            torch.sub(w[first:last], choose(first, w[first:last]), out=errors[first:last])
+            return
+        middle = first + (last - first) // (2 * step) * step
+        over(first, middle)
+        w[middle:last].addmm_(gain[first:middle, middle:last].T, errors[first:middle], alpha=-1)
+        over(middle, last)
+
+    over(0, len(w))
+    return w.sub_(errors)
