@@ -9,14 +9,15 @@ from torch.nn import functional as F
 from compress.weight import QuantizedWeight
 
 
-class QuantizedLinear(nn.Module):
+class QuantizedLinear(nn.Linear):
     """y = x Wᵀ + bias with W compressed. Any device and float dtype; gradients reach x and the weight's parameters.
 
-    The decoded weight can be held between calls (`hold`), which costs its full size in memory.
+    The decoded weight can be held between calls (`hold`), which costs its full size in memory. It is an nn.Linear so
+    that adapters (peft) attach to it as to any other; nothing can be merged into it.
     """
 
     def __init__(self, weight: QuantizedWeight, bias: Tensor | None = None) -> None:
-        super().__init__()
+        nn.Module.__init__(self)  # not nn.Linear's: there is no dense parameter
         self.quantized = weight
         self.out_features, self.in_features = weight.shape
         self.bias = None if bias is None else nn.Parameter(bias.detach().clone(), requires_grad=False)
