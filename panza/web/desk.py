@@ -45,13 +45,14 @@ class Desk:
         self.request: DraftRequest | None = None
         self.draft: Draft | None = None
         self.last: dict[str, Work] = {}  # the newest work of each kind
-        self._starting = threading.Lock()
+        self._starting, self._changing = threading.Lock(), threading.Lock()
 
     # ---- the letter
 
     def keep(self, **fields: str) -> None:
-        """Remember what the user typed: any fields of Letter."""
-        self.letter = replace(self.letter, **fields)
+        """Change any fields of the letter; the others stay, though the user types while Panza writes."""
+        with self._changing:
+            self.letter = replace(self.letter, **fields)
 
     def pick(self, message_id: str) -> None:
         """Answer this mail, or none if empty. Recipient and subject follow; the words written so far stay."""
@@ -59,7 +60,7 @@ class Desk:
         if message_id:
             message = self.assistant.message(message_id)
             to, subject = address(message), reply_subject(message.subject)
-        self.letter = replace(self.letter, reply_to=message_id, to=to, subject=subject)
+        self.keep(reply_to=message_id, to=to, subject=subject)
 
     def conversation(self) -> tuple[Message, Thread] | None:
         """The mail to answer and its thread."""
@@ -76,7 +77,8 @@ class Desk:
 
     def swap(self) -> None:
         """Bring back the text that the newest draft replaced; once more returns to the draft."""
-        self.letter, self.before = replace(self.letter, text=self.before), self.letter.text
+        before, self.before = self.before, self.letter.text
+        self.keep(text=before)
 
     # ---- work
 
@@ -94,8 +96,8 @@ class Desk:
                 work.show(draft)
 
         def accept() -> None:
-            self.request, self.draft = request, None
-            self.before, self.letter = self.letter.text, replace(self.letter, text="")
+            self.request, self.draft, self.before = request, None, self.letter.text
+            self.keep(text="")
 
         return self._start(Work(DRAFT, run), accept)
 
@@ -127,8 +129,7 @@ class Desk:
 
     def _take(self, draft: Draft, suggest: bool) -> None:
         self.draft = draft
-        subject = draft.subject if suggest else self.letter.subject
-        self.letter = replace(self.letter, text=draft.text, subject=subject)
+        self.keep(text=draft.text, **({"subject": draft.subject} if suggest else {}))
 
 
 def fresh(desk: Desk) -> DraftRequest:

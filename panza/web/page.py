@@ -118,7 +118,9 @@ class Writing:
         page.load(self.typed, None, fields, **EVENT)
         page.load(self.restore, None, [*self.around, *self.written], **EVENT)
         self.search.change(self.find, self.search, self.picker, trigger_mode="always_last", **EVENT)
-        self.picker.input(self.pick, self.picker, [self.mail, self.to, self.subject, self.notice], **EVENT)
+        # preprocess=False: Gradio would refuse a mail that a search took out of the list while it was being clicked
+        opened = [self.mail, self.to, self.subject, self.notice]
+        self.picker.input(self.pick, self.picker, opened, preprocess=False, trigger_mode="always_last", **EVENT)
         for name, field in self.fields.items():
             typed = [field.input, field.blur]  # Gradio misses some inputs (a paste right after an output); blur has all
             gr.on(typed, partial(self.keep, name), field, None, trigger_mode="always_last", **EVENT)
@@ -132,7 +134,7 @@ class Writing:
         self.desk.keep(**{name: value})
 
     def surroundings(self) -> Changes:
-        """Status, picker and the open mail, as they are now."""
+        """Status, the picker's list and the open mail, as they are now."""
         status = self.desk.assistant.status()
         return {self.status: view.status(status), self.mail: self.opened(status.mails), self.picker: self.find("")}
 
@@ -148,14 +150,15 @@ class Writing:
 
     def restore(self) -> Iterator[Changes]:
         """The rest of the desk, and the draft that is being written right now, if any."""
-        yield {**self.surroundings(), **self.written_so_far()}
+        around = self.surroundings()
+        around[self.picker]["value"] = self.desk.letter.reply_to
+        yield {**around, **self.written_so_far()}
         if self.desk.running(DRAFT):
             yield from self.follow(self.desk.last[DRAFT])
 
     def find(self, query: str) -> dict[str, Any]:
-        """The picker with the mails that `query` finds."""
-        choices = [view.NEW_MAIL, *map(view.choice, self.desk.found(query))]
-        return gr.update(choices=choices, value=self.desk.letter.reply_to)
+        """The picker's list: the mails that `query` finds. Which one is chosen is left to the user's last click."""
+        return gr.update(choices=[view.NEW_MAIL, *map(view.choice, self.desk.found(query))])
 
     def pick(self, message_id: str) -> Changes:
         """Open a mail to answer."""

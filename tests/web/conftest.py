@@ -9,17 +9,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fake_assistant import Writer
+from fake_assistant import Writer, mails
 from serving import Egress, running
 
 from panza.home import open_home
-from panza.types import Message
 from panza.web.server import Listening
 
 CHROMIUM = shutil.which("chromium") or "/usr/bin/chromium"
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
          "--disable-component-update", "--disable-sync"]  # fmt: skip
-PAUSE = 0.03  # seconds a token: slow enough to look at a draft while it grows
+READY = """document.querySelector("#side[role=region]") &&
+    [...document.styleSheets].some((sheet) => sheet.href?.endsWith("panza.css"))"""  # both files have come
+PATIENCE = 180_000  # milliseconds before a test gives up on what it waits for: many times what a busy machine needs
 
 
 @pytest.fixture(scope="session")
@@ -28,14 +29,16 @@ def egress() -> Egress:
 
 
 @pytest.fixture
-def serve(tmp_path: Path, egress: Egress) -> Iterator[Callable[..., Listening]]:
-    """serve(mails, pause=…) or serve(assistant=…): a page that ends with the test."""
+def writer(tmp_path: Path) -> Writer:
+    """The fake assistant with a small mailbox."""
+    return Writer(open_home(tmp_path / "home"), mails())
+
+
+@pytest.fixture
+def serve(egress: Egress) -> Iterator[Callable[[Any], Listening]]:
+    """serve(assistant): its page, which ends with the test."""
     with contextlib.ExitStack() as stack:
-
-        def start(messages: list[Message] = (), pause: float = PAUSE, assistant: Any = None) -> Listening:
-            return stack.enter_context(running(assistant or Writer(open_home(tmp_path / "home"), messages, pause)))
-
-        yield start
+        yield lambda assistant: stack.enter_context(running(assistant))
     assert egress.hosts == [], "the server left this computer"
 
 
@@ -47,7 +50,7 @@ def chromium() -> Iterator[Any]:
         print(reason)
         pytest.skip(reason)
     with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS, timeout=PATIENCE)
         yield browser
         browser.close()
 
@@ -69,11 +72,13 @@ def visit(chromium: Any) -> Iterator[Callable[..., Any]]:
             route.abort()
 
         context.route("**/*", gate)
+        context.add_init_script(path=Path(__file__).with_name("unanswered.js"))
+        context.set_default_timeout(PATIENCE)
         page = context.new_page()
-        page.set_default_timeout(60_000)
         page.on("pageerror", lambda error: errors.append(str(error)))
         page.goto(listening.link)
         page.locator("#status dl").wait_for()
+        page.wait_for_function(READY)
         return page
 
     yield open_page

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import random
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -61,13 +63,40 @@ class Status:
     indexed: int
 
 
+class Gate:
+    """Where work waits until a test has seen what it wanted to see. Open until it is shut."""
+
+    def __init__(self):
+        self._steps, self._changed = math.inf, threading.Condition()
+
+    def shut(self) -> None:
+        """Let nothing through from now on."""
+        with self._changed:
+            self._steps = 0
+
+    def let(self, steps: float = math.inf) -> None:
+        """Let so many more steps through; all without a number."""
+        with self._changed:
+            self._steps += steps
+            self._changed.notify_all()
+
+    def step(self, stopped: Callable[[], bool] = lambda: False) -> bool:
+        """Go one step as soon as it is let; False if `stopped` came first."""
+        with self._changed:
+            while not self._changed.wait_for(lambda: self._steps > 0, 0.02):
+                if stopped():
+                    return False
+            self._steps -= 1
+            return True
+
+
 class Writer:
     """Answers with the instruction in a sentence, and as many fillers as the length asks for; the seed picks them."""
 
-    def __init__(self, home: Home, mails: Sequence[Message] = (), pause: float = 0.0):
+    def __init__(self, home: Home, mails: Sequence[Message] = ()):
         self.home = home
         self.mails = {m.id: m for m in mails}
-        self.pause = pause  # seconds between two tokens or two steps
+        self.gate = Gate()  # each token and each step of an import or a training passes it
         self.adapter = ""
 
     def status(self) -> Status:
@@ -84,8 +113,8 @@ class Writer:
             sender = ME if n % 2 else Address("", "someone@else.example")
             m = Message(f"note-{n}@import", 1_000_000_000 + n, sender, (), (), subject, body, mine=bool(n % 2))
             self.mails[m.id] = m
+            self.gate.step()
             progress(500_000 * n, 500_000 * len(notes), f"{n} mails")
-            time.sleep(self.pause)
         return ImportReport(len(notes) + 1, len(self.mails) - before, (len(notes) + 1) // 2, {"no words left": 1})
 
     def learn(self, progress: Progress) -> dict:
@@ -94,8 +123,8 @@ class Writer:
             raise UserError("There is no sent mail to learn from: import some first, with your own address.")
         for phase in ("writing instructions", "training"):
             for n in range(40):
+                self.gate.step()
                 progress(n + 1, 40, phase)
-                time.sleep(self.pause)
         self.adapter = f"trained on {len(sent)} mails, loss 3.10 -> 2.41"
         return {"pairs": len(sent), "heldout": 3, "loss_before": 3.1, "loss_after": 2.41, "seconds": 212.0}
 
@@ -116,19 +145,19 @@ class Writer:
         return self.mails[message_id]
 
     def draft(self, request: DraftRequest, stopped: Callable[[], bool] = lambda: False) -> Iterator[Draft]:
-        words = self._words(request)
+        words = self.words(request)
         sources = tuple(m.id for m in self.mails.values() if m.id != request.reply_to)[:3]
         begun, subject = time.monotonic(), request.subject or " ".join(request.instruction.split()[:5]).capitalize()
         draft = Draft("", subject, sources, 0, 0.0, 0.0)
         for n in range(1, len(words) + 1):
-            if stopped():
+            if stopped() or not self.gate.step(stopped):
                 break
-            time.sleep(self.pause)
             draft = replace(draft, text="".join(words[:n]), tokens=n, seconds=time.monotonic() - begun)
             yield draft
         yield replace(draft, done=True)
 
-    def _words(self, request: DraftRequest) -> list[str]:
+    def words(self, request: DraftRequest) -> list[str]:
+        """The tokens of the draft that answers `request`."""
         wanted = LENGTHS[request.length or "medium"] + 2
         fillers = FILLERS[:]
         random.Random(request.seed or 0).shuffle(fillers)

@@ -98,7 +98,7 @@ def test_without_an_instruction_nothing_starts(desk: Desk):
 
 
 def test_one_piece_of_work_at_a_time(desk: Desk):
-    desk.assistant.pause = 0.05
+    desk.assistant.gate.shut()
     desk.keep(instruction="tell Tom that I drive", text="mine")
     work = desk.write(CHANGES["Draft"])
     with pytest.raises(UserError, match="still writing a draft"):
@@ -108,22 +108,25 @@ def test_one_piece_of_work_at_a_time(desk: Desk):
     assert desk.request.seed is None, "a refused request must not replace the one in hand"
     desk.stop()
     list(work.follow())
-    desk.learn()
+    learning = desk.learn()
     desk.stop()
+    desk.assistant.gate.let()
+    list(learning.follow())
+    assert "Stopped" in learning.error
 
 
 def test_stop_comes_through_within_a_token(desk: Desk):
-    desk.assistant.pause = 0.01
+    gate = desk.assistant.gate
+    gate.shut()
+    gate.let(3)
     desk.keep(instruction="tell Tom that I drive")
     work = desk.write(CHANGES["Draft"])
     follower = work.follow(every=0)
-    for draft in follower:
-        if draft.tokens >= 3:
-            before = draft.tokens
-            desk.stop()
-            break
+    next(draft for draft in follower if draft.tokens == 3)
+    desk.stop()
+    gate.let()
     *_, last = follower
-    assert last.done and last.tokens <= before + 2 and desk.letter.text == last.text
+    assert last.done and last.tokens <= 4 and desk.letter.text == last.text
 
 
 def test_the_chosen_mail_stays_in_the_picker_whatever_is_searched(desk: Desk):

@@ -23,7 +23,7 @@ from panza.web.server import Listening, _bind
 def ask(
     listening: Listening, path: str = "/", method: str = "GET", body: bytes | None = None, **headers: str
 ) -> http.client.HTTPResponse:
-    connection = http.client.HTTPConnection("127.0.0.1", listening.port, timeout=30)
+    connection = http.client.HTTPConnection("127.0.0.1", listening.port, timeout=180)
     connection.request(method, path, body, {k.replace("_", "-"): v for k, v in headers.items()})
     response = connection.getresponse()
     response.text = response.read().decode("utf-8", "replace")

@@ -1,113 +1,149 @@
-"""The page in a real browser: what a person does, and that nothing of it leaves the computer."""
+"""The page in a real browser: what a person does, and that nothing of it leaves the computer.
+
+No test depends on how fast the machine is: the fake assistant waits at a gate until the test has seen what it wanted to
+see, and `settle` waits until the page has its answers.
+"""
 
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Callable
 from typing import Any
 
 import pytest
-from fake_assistant import EVIL, Writer, mails
+from fake_assistant import EVIL, Gate, Writer, mails
 
 from panza.home import open_home
+from panza.types import DraftRequest, Message
 
-SAMPLE = """() => {
-  window.seen = [];
-  const box = document.querySelector("#text textarea");
-  const look = () => {
-    if (box.value !== window.seen.at(-1)) window.seen.push(box.value);
-    requestAnimationFrame(look);
-  };
-  look();
-}"""
+REVIEW = "tell Anna the review moves to Thursday"
+
+
+def settle(page: Any) -> None:
+    """Wait until the page shows the answer to everything that it has asked for."""
+    page.wait_for_function("window.settled()")
 
 
 def draft_of(page: Any) -> str:
     return page.get_by_label("Draft", exact=True).input_value()
 
 
+def wait_for_draft(page: Any, text: str) -> None:
+    page.wait_for_function("text => document.querySelector('#text textarea').value === text", arg=text)
+
+
 def say(page: Any, words: str) -> None:
     page.get_by_label("What should it say?").fill(words)
 
 
-def press(page: Any, button: str) -> str:
-    """Press, wait until the draft stands; the draft."""
+def press(page: Any, writer: Writer, button: str) -> str:
+    """Press, see Panza write, wait until the draft stands; the draft."""
+    writer.gate.shut()
     page.get_by_role("button", name=button).click()
     page.locator("#stop").wait_for()
+    writer.gate.let()
     return wait_until_written(page)
 
 
 def wait_until_written(page: Any) -> str:
     page.locator("#again").wait_for()
     page.wait_for_function("!document.querySelector('#text textarea').disabled")
+    settle(page)
     return draft_of(page)
 
 
+def listed(page: Any, words: str) -> Any:
+    """The mail with these words in the picker."""
+    return page.locator("#picker label").filter(has_text=words)
+
+
+def wait_for_list(page: Any, mails: int) -> None:
+    """Wait until the picker lists so many mails, below the line for a new one."""
+    page.wait_for_function("n => document.querySelectorAll('#picker label').length === n", arg=mails + 1)
+
+
+def asking(page: Any, words: str) -> Any:
+    """A block that ends once the page has sent the server an event with these words."""
+    return page.expect_request(lambda r: "/queue/join" in r.url and words in (r.post_data or ""))
+
+
 @pytest.fixture
-def page(serve: Callable, visit: Callable) -> Any:
-    return visit(serve(mails()))
+def page(serve: Callable, visit: Callable, writer: Writer) -> Any:
+    page = visit(serve(writer))
+    settle(page)
+    return page
 
 
-def test_a_draft_is_streamed_edited_and_kept(page: Any):
-    say(page, "tell Anna the review moves to Thursday")
-    page.evaluate(SAMPLE)
-    text = press(page, "Draft")
-    growing = [value for value in page.evaluate("window.seen") if value]
-    assert len(growing) >= 5, "the draft has to be seen growing"
-    assert all(b.startswith(a) for a, b in zip(growing, growing[1:], strict=False)) and growing[-1] == text
-    assert "review moves to thursday" in text.lower()
+def test_a_draft_is_streamed_edited_and_kept(page: Any, writer: Writer):
+    say(page, REVIEW)
+    words = writer.words(DraftRequest(REVIEW))
+    writer.gate.shut()
+    page.get_by_role("button", name="Draft").click()
+    for n in range(1, 7):  # the draft is seen growing: the word after the last one shown is not even written
+        writer.gate.let(1)
+        wait_for_draft(page, "".join(words[:n]))
+    writer.gate.let()
+    text = wait_until_written(page)
+    assert text == "".join(words)
     assert page.get_by_label("Subject").input_value()
     assert "3 sources · on this computer" in page.locator("#facts").inner_text()
 
-    box = page.get_by_label("Draft", exact=True)
-    box.press("Control+End")
-    box.press_sequentially(" PS: bring the folder")
-    page.get_by_label("Answer a mail").fill("offsite")
-    page.get_by_text("Offsite: who drives?").first.click()
+    with asking(page, "PS: bring the folder"):
+        box = page.get_by_label("Draft", exact=True)
+        box.press("Control+End")
+        box.press_sequentially(" PS: bring the folder")
+        page.get_by_label("Answer a mail").fill("offsite")
+    wait_for_list(page, 1)
+    settle(page)
+    listed(page, "Offsite: who drives?").click()
     page.locator("article.mail").wait_for()
-    page.wait_for_timeout(300)
+    settle(page)
     assert draft_of(page) == text + " PS: bring the folder"
     page.reload()
     page.locator("article.mail").wait_for()
+    settle(page)
     assert draft_of(page) == text + " PS: bring the folder", "a reload loses nothing"
 
-    assert "PS:" not in press(page, "Again")
+    assert "PS:" not in press(page, writer, "Again")
     page.get_by_role("button", name="Bring back").click()
-    page.wait_for_function("document.querySelector('#text textarea').value.includes('PS:')")
+    wait_for_draft(page, text + " PS: bring the folder")
 
 
-def test_keys_draft_and_stop(serve: Callable, visit: Callable):
-    page = visit(serve(mails(), pause=0.15))
-    say(page, "tell Anna the review moves to Thursday")
+def test_keys_draft_and_stop(page: Any, writer: Writer):
+    say(page, REVIEW)
+    words = writer.words(DraftRequest(REVIEW))
+    writer.gate.shut()
+    writer.gate.let(4)
     page.keyboard.press("Control+Enter")
-    page.wait_for_function("document.querySelector('#text textarea').value.split(' ').length > 3")
+    wait_for_draft(page, "".join(words[:4]))
     page.keyboard.press("Escape")
+    page.locator("#again").wait_for()  # and not before: the gate lets nothing more through
+    writer.gate.let()
     text = wait_until_written(page)
+    assert text == "".join(words[:4]), "a stopped draft is not a whole one"
     assert "stopped" in page.locator("#facts").inner_text()
-    assert not text.rstrip().endswith("Ruth"), "a stopped draft is not a whole one"
-    page.wait_for_timeout(600)
-    assert draft_of(page) == text
 
 
-def test_shorter_and_longer_move_the_length_class(page: Any):
-    say(page, "tell Anna the review moves to Thursday")
-    first = press(page, "Draft")
-    shorter = press(page, "Shorter")
+def test_shorter_and_longer_move_the_length_class(page: Any, writer: Writer):
+    say(page, REVIEW)
+    first = press(page, writer, "Draft")
+    shorter = press(page, writer, "Shorter")
     assert len(shorter.split()) < len(first.split())
-    assert len(press(page, "Longer").split()) > len(shorter.split())
+    assert len(press(page, writer, "Longer").split()) > len(shorter.split())
 
 
 def test_the_picker_searches_opens_and_answers(page: Any):
     page.get_by_label("Answer a mail").fill("harbor")
-    page.wait_for_function("document.querySelectorAll('#picker label').length == 2")
-    page.get_by_text("Re: Review of the Harbor contract").first.click()
+    wait_for_list(page, 1)
+    settle(page)
+    listed(page, "Re: Review of the Harbor contract").click()
     page.locator("article.mail").wait_for()
+    settle(page)
     assert "Can we still do the review" in page.locator("#mail").inner_text()
     assert page.get_by_label("To", exact=True).input_value() == "Anna Lindqvist <anna@northmill.example>"
     assert page.get_by_label("Subject").input_value() == "Re: Review of the Harbor contract"
     page.get_by_text("1 earlier mail in this conversation").click()
-    assert page.get_by_text("Tuesday at 10 for the review?").is_visible()
+    page.locator("#mail").get_by_text("Tuesday at 10 for the review?").wait_for()
 
 
 def test_the_picker_is_one_group_for_the_keyboard(page: Any):
@@ -117,31 +153,106 @@ def test_the_picker_is_one_group_for_the_keyboard(page: Any):
     assert page.locator("#picker input").nth(1).is_checked()
 
 
-def test_sources_unfold_to_their_text(page: Any):
-    say(page, "tell Anna the review moves to Thursday")
-    press(page, "Draft")
+class Held(Writer):
+    """Its searches wait at one gate, its looks at a mail at another."""
+
+    def __init__(self, *given: Any):
+        super().__init__(*given)
+        self.searching, self.opening = Gate(), Gate()
+
+    def inbox(self, query: str = "", limit: int = 50) -> list[Message]:
+        self.searching.step()
+        return super().inbox(query, limit)
+
+    def message(self, message_id: str) -> Message:
+        self.opening.step()
+        return super().message(message_id)
+
+
+@pytest.fixture
+def held(tmp_path: Any) -> Held:
+    return Held(open_home(tmp_path / "home"), mails())
+
+
+def test_a_search_answered_after_a_click_leaves_the_choice_alone(serve: Callable, visit: Callable, held: Held):
+    page = visit(serve(held))
+    settle(page)
+    held.searching.shut()
+    held.opening.shut()
+    with asking(page, "offsite"):
+        page.get_by_label("Answer a mail").fill("offsite")
+    with asking(page, "3@test"):
+        listed(page, "Offsite: who drives?").click()
+    held.searching.let()  # the search is answered before the server has heard of the click
+    wait_for_list(page, 1)
+    assert page.locator("#picker input:checked").get_attribute("value") == "3@test"
+    held.opening.let()
+    page.locator("article.mail").wait_for()
+    settle(page)
+    assert page.locator("#mail h2").inner_text() == "Offsite: who drives?"
+    assert page.locator("#picker input:checked").get_attribute("value") == "3@test"
+
+
+def test_a_mail_that_a_search_takes_away_under_the_click_opens_all_the_same(
+    serve: Callable, visit: Callable, held: Held
+):
+    page = visit(serve(held))
+    settle(page)
+    held.searching.shut()
+    with asking(page, "harbor"):
+        page.get_by_label("Answer a mail").fill("harbor")
+    on_its_way = []
+    page.route("**/queue/join*", lambda r: on_its_way.append(r) if "3@test" in r.request.post_data else r.fallback())
+    with asking(page, "3@test"):
+        listed(page, "Offsite: who drives?").click()
+    held.searching.let()
+    wait_for_list(page, 1)
+    on_its_way[0].fallback()
+    page.locator("article.mail").wait_for()
+    assert page.locator("#mail h2").inner_text() == "Offsite: who drives?"
+
+
+def test_of_two_quick_choices_the_second_counts(serve: Callable, visit: Callable, held: Held):
+    page = visit(serve(held))
+    settle(page)
+    held.opening.shut()
+    page.locator("#picker input").first.focus()
+    with asking(page, "4@test"):
+        page.keyboard.press("ArrowDown")
+    page.keyboard.press("ArrowDown")
+    page.wait_for_function("document.querySelector('#picker input:checked').value === '3@test'")
+    held.opening.let()
+    page.locator("#mail h2", has_text="Offsite: who drives?").wait_for()
+    settle(page)
+    assert page.get_by_label("To", exact=True).input_value() == "Tom Okafor <tom@okafor.example>"
+
+
+def test_sources_unfold_to_their_text(page: Any, writer: Writer):
+    say(page, REVIEW)
+    press(page, writer, "Draft")
     sources = page.locator("#sources details")
     assert sources.count() == 3
     assert "Review of the Harbor contract" in sources.first.inner_text()
     sources.first.locator("summary").click()
-    assert page.get_by_text("Tuesday at 10 for the review?").is_visible()
+    sources.first.get_by_text("Tuesday at 10 for the review?").wait_for()
 
 
-def test_mail_is_shown_as_text_and_runs_nothing(page: Any):
+def test_mail_is_shown_as_text_and_runs_nothing(page: Any, writer: Writer):
     page.locator("#picker label").nth(1).click()
     page.locator("article.mail").wait_for()
     say(page, "answer it")
-    press(page, "Draft")
+    press(page, writer, "Draft")
     assert EVIL.strip() in page.locator("#mail .words").first.inner_text()
     assert EVIL[:20] in page.locator("#picker").inner_text()
     assert page.locator("#mail img, #picker img, #sources img, #mail script").count() == 0
     assert page.evaluate("window.pwned") is None
 
 
-def test_the_browser_remembers_no_mail(page: Any):
-    page.get_by_text("Re: Review of the Harbor contract").first.click()
-    say(page, "tell Anna the review moves to Thursday")
-    press(page, "Draft")
+def test_the_browser_remembers_no_mail(page: Any, writer: Writer):
+    listed(page, "Re: Review of the Harbor contract").click()
+    page.locator("article.mail").wait_for()
+    say(page, REVIEW)
+    press(page, writer, "Draft")
     kept = page.evaluate("JSON.stringify([{...localStorage}, {...sessionStorage}])")
     assert not [word for word in ("Harbor", "Anna", "Thursday", "Ruth") if word in kept]
     assert page.evaluate("indexedDB.databases().then((all) => all.length)") == 0
@@ -150,22 +261,27 @@ def test_the_browser_remembers_no_mail(page: Any):
 
 
 def test_words_typed_while_the_page_still_loads_stay(serve: Callable, visit: Callable, tmp_path: Any):
+    loading = Gate()
+
     class Slow(Writer):
         def status(self) -> Any:
-            time.sleep(1.5)
+            loading.step()
             return super().status()
 
-    page = visit(serve(assistant=Slow(open_home(tmp_path / "home"))))
+    page = visit(serve(Slow(open_home(tmp_path / "home"))))
+    settle(page)
+    loading.shut()
     page.reload()
-    say(page, "tell Anna the review moves")
+    say(page, REVIEW)
     page.get_by_role("tab", name="Your mail").click()
     page.get_by_label("Your own addresses").fill("ruth@calder.example")
     assert not page.locator("#status dl").count(), "the page has to be loading still"
+    loading.let()
     page.locator("#status dl").wait_for(state="attached")
-    page.wait_for_timeout(500)
+    settle(page)
     assert page.get_by_label("Your own addresses").input_value() == "ruth@calder.example"
     page.get_by_role("tab", name="Write").click()
-    assert page.get_by_label("What should it say?").input_value() == "tell Anna the review moves"
+    assert page.get_by_label("What should it say?").input_value() == REVIEW
 
 
 def test_a_mistake_is_one_sentence_on_the_page(page: Any):
@@ -176,7 +292,8 @@ def test_a_mistake_is_one_sentence_on_the_page(page: Any):
 
 def test_import_and_learn_from_the_page(serve: Callable, visit: Callable, tmp_path: Any):
     (tmp_path / "notes.mbox").write_text("\n\n".join(f"Subject {n}\nBody {n}" for n in range(40)))
-    page = visit(serve(pause=0.05))
+    writer = Writer(open_home(tmp_path / "home"))
+    page = visit(serve(writer))
     assert "No mail yet" in page.locator("#status").inner_text()
     page.get_by_role("button", name="Bring in your mail").click()
     page.get_by_label("Files or folders").fill(f"{tmp_path}/nowhere")
@@ -185,73 +302,82 @@ def test_import_and_learn_from_the_page(serve: Callable, visit: Callable, tmp_pa
     page.get_by_role("alert").wait_for()
     assert "nowhere" in page.get_by_role("alert").inner_text()
     page.get_by_label("Files or folders").fill(f"{tmp_path}/notes.mbox")
-    seen = watch(page, "Import", until="new mails of")
-    assert len(seen) >= 3 and seen == sorted(seen)
+    writer.gate.shut()
+    page.get_by_role("button", name="Import").click()
+    for percent in (25, 50, 75):
+        writer.gate.let(10)
+        page.get_by_role("progressbar").and_(page.locator(f"[aria-valuenow='{percent}']")).wait_for()
+    writer.gate.let()
+    page.get_by_text("new mails of").wait_for()
     assert "40 new mails of 41 read; 20 written by you." in page.locator("#import-progress").inner_text()
 
-    seen = watch(page, "Learn my voice", until="Learnt from")
-    assert len(set(seen)) >= 4, "progress has to be seen moving"
+    writer.gate.shut()
+    page.get_by_role("button", name="Learn my voice").click()
+    for phase, percent in (("writing instructions", 50), ("writing instructions", 100), ("training", 50)):
+        writer.gate.let(20)
+        page.get_by_role("progressbar").and_(page.locator(f"[aria-valuenow='{percent}']")).wait_for()
+        page.get_by_text(f"Learning your voice: {phase}").wait_for()
+    writer.gate.let()
+    page.get_by_text("Learnt from").wait_for()
     report = page.locator("#learn-progress").inner_text()
     assert "loss 3.10 → 2.41, closer to how you write" in report
     page.get_by_role("tab", name="Write").click()
     page.get_by_text("trained on 20 mails").wait_for()
-    assert page.locator("#picker label").count() == 21
+    wait_for_list(page, 20)
 
 
-def watch(page: Any, button: str, until: str) -> list[int]:
-    """Press the button; the values that the progress bar showed until the text came."""
-    page.evaluate("""() => {
-      window.bars = [];
-      const look = () => {
-        const value = document.querySelector("[role=progressbar][aria-valuenow]")?.ariaValueNow;
-        if (value !== undefined && value !== window.bars.at(-1)) window.bars.push(value);
-        requestAnimationFrame(look);
-      };
-      look();
-    }""")
-    page.get_by_role("button", name=button).click()
-    page.get_by_text(until).wait_for()
-    return list(map(int, page.evaluate("window.bars")))
-
-
-def test_learning_goes_on_over_a_reload_and_stops_when_asked(serve: Callable, visit: Callable):
-    page = visit(serve(mails(), pause=0.3))
+def test_learning_goes_on_over_a_reload_and_stops_when_asked(page: Any, writer: Writer):
+    writer.gate.shut()
+    writer.gate.let(10)
     page.get_by_role("tab", name="Your mail").click()
     page.get_by_role("button", name="Learn my voice").click()
     page.get_by_role("progressbar").wait_for()
     page.locator("#learn-stop").wait_for()
-    assert not page.get_by_role("button", name="Learn my voice").is_visible()
+    page.get_by_role("button", name="Learn my voice").wait_for(state="hidden")
     page.reload()
     page.get_by_role("tab", name="Your mail").click()
     page.get_by_role("progressbar").wait_for()
     page.get_by_role("tab", name="Write").click()
-    say(page, "tell Anna the review moves to Thursday")
+    say(page, REVIEW)
     page.get_by_role("button", name="Draft").click()
     page.get_by_role("alert").wait_for()
     assert "still learning your voice" in page.get_by_role("alert").inner_text()
     page.get_by_role("tab", name="Your mail").click()
     page.locator("#learn-stop").click()
+    page.get_by_text("stopping …").wait_for()
+    writer.gate.let()
     page.get_by_text("What was done is kept").wait_for()
-    assert page.get_by_role("button", name="Learn my voice").is_visible()
+    page.get_by_role("button", name="Learn my voice").wait_for()
 
 
-def test_a_second_window_sees_the_same_draft_grow(serve: Callable, visit: Callable):
-    listening = serve(mails(), pause=0.1)
+def test_a_second_window_sees_the_same_draft_grow(serve: Callable, visit: Callable, writer: Writer):
+    listening = serve(writer)
     page = visit(listening)
-    say(page, "tell Anna the review moves to Thursday")
+    say(page, REVIEW)
+    words = writer.words(DraftRequest(REVIEW))
+    writer.gate.shut()
+    writer.gate.let(2)
     page.get_by_role("button", name="Draft").click()
     page.locator("#stop").wait_for()
     other = visit(listening)
-    other.wait_for_function("document.querySelector('#text textarea').value.length > 10")
-    assert wait_until_written(other) == wait_until_written(page)
+    for n in (2, 6):
+        for window in (page, other):
+            wait_for_draft(window, "".join(words[:n]))
+        writer.gate.let(4)
+    writer.gate.let()
+    assert wait_until_written(other) == wait_until_written(page) == "".join(words)
 
 
 @pytest.mark.parametrize(("width", "scheme"), [(390, "light"), (390, "dark"), (1000, "light"), (1440, "dark")])
-def test_no_screen_scrolls_sideways_and_dark_is_dark(serve: Callable, visit: Callable, width: int, scheme: str):
-    page = visit(serve(mails()), color_scheme=scheme)
+def test_no_screen_scrolls_sideways_and_dark_is_dark(
+    serve: Callable, visit: Callable, writer: Writer, width: int, scheme: str
+):
+    page = visit(serve(writer), color_scheme=scheme)
     page.set_viewport_size({"width": width, "height": 844})
-    for tab in ("Write", "Your mail"):
+    for tab, content in (("Write", "#desk"), ("Your mail", "#mailbox")):
         page.get_by_role("tab", name=tab).click()
+        page.locator(content).wait_for()
+        settle(page)
         assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
     paper = page.evaluate("getComputedStyle(document.body).backgroundColor")
     assert (sum(map(int, paper[4:-1].split(","))) < 200) == (scheme == "dark")
@@ -271,8 +397,7 @@ def test_the_real_assistant_behind_the_page(
 ):
     """Import from the page, then draft: real store, real retrieval, a language model of some thousand weights."""
     assistant = pytest.importorskip("panza.assistant")
-    listening = serve(assistant=assistant.Assistant(open_home(tmp_path / "home"), str(tiny_base)))
-    page = visit(listening)
+    page = visit(serve(assistant.Assistant(open_home(tmp_path / "home"), str(tiny_base))))
     page.get_by_role("button", name="Bring in your mail").click()
     page.get_by_label("Files or folders").fill(str(mailbox))
     page.get_by_label("Your own addresses").fill("mara.lindt@example.org")

@@ -41,3 +41,4 @@ const mend = () => {
   }
 };
 new MutationObserver(mend).observe(document, { childList: true, subtree: true, attributeFilter: ["name"] });
+mend();
