@@ -9,7 +9,7 @@ import json
 import math
 import random
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -62,10 +62,11 @@ class Measures:
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """An instruction made from a mail, and the prompt that asks for it."""
+    """An instruction made from a mail, and the prompt that asks for that mail."""
 
     instruction: str
     chat: Chat
+    mail: str = ""  # its text
 
 
 def measure(
@@ -74,7 +75,8 @@ def measure(
     """All measures of `model` on `mails`. Deterministic."""
     chosen = some(mails, config.mails or len(mails), config.seed)
     bits, scored = bits_per_byte(model, chosen, progress)
-    asked = requests(model, mails, config.count, config.seed)
+    room = model.context - MOST_TOKENS
+    asked = requests(mails, config.count, config.seed, lambda chat: len(model.encode(chat)) <= room)
     written = drafts(model, [a.chat for a in asked], progress)
     return Measures(bits_per_byte=bits, mails=scored, **score(asked, written))
 
@@ -265,20 +267,22 @@ def _batch_bits(model: TorchModel, rows: Sequence[Row], end: bool) -> list[float
 # --- drafts
 
 
-def requests(model: TorchModel, mails: Sequence[Message], count: int, seed: int = 0) -> list[Asked]:
+def requests(
+    mails: Sequence[Message], count: int, seed: int = 0, fits: Callable[[Chat], bool] = lambda chat: True
+) -> list[Asked]:
     """An instruction for each of `count` mails at random, and the prompt that drafting would make of it.
 
     Instructions are drawn by rules, sentences and keywords in turn. A mail that quotes another one answers it.
+    fits: whether a prompt leaves room for its answer.
     """
-    fit = [m for m in mails if len(m.body.split()) in ASKED_WORDS]
+    usable = [m for m in mails if len(m.body.split()) in ASKED_WORDS]
     styles = tuple(prompt.INSTRUCTION_STYLES)
-    return [_asked(model, m, styles[i % len(styles)]) for i, m in enumerate(some(fit, count, seed))]
+    return [_asked(m, styles[i % len(styles)], fits) for i, m in enumerate(some(usable, count, seed))]
 
 
-def _asked(model: TorchModel, mail: Message, style: str) -> Asked:
+def _asked(mail: Message, style: str, fits: Callable[[Chat], bool]) -> Asked:
     answered = quoted_message(mail) if mail.quoted else None
     instruction = extract(mail, style)
-    room = model.context - MOST_TOKENS
     chat, _ = compose(
         instruction,
         sender=mail.sender.label,
@@ -287,9 +291,9 @@ def _asked(model: TorchModel, mail: Message, style: str) -> Asked:
         length="",
         thread=[answered] if answered else [],
         retrieved=[],
-        fits=lambda chat: len(model.encode(chat)) <= room,
+        fits=fits,
     )
-    return Asked(instruction, chat)
+    return Asked(instruction, chat, mail.body)
 
 
 def drafts(model: TorchModel, chats: Sequence[Chat], progress: Progress = silent) -> list[Completion]:

@@ -1,29 +1,22 @@
-"""What a model is worth: bits per byte, facts kept, drafts that end, personal data. Knows items; knows no training."""
+"""Measure a checkpoint on mail that was kept aside, and draft what people type. Knows items; the measures are panza's."""
 
 from __future__ import annotations
 
-import json
-import math
-import random
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import Any
 
-import torch
-from transformers import LlamaForCausalLM
+from transformers import AutoTokenizer, LlamaForCausalLM
 
-from panza import prompt
-from panza.extract import middle
-from panza.facts import facts, kept
+from panza import measure, prompt
+from panza.measure import Asked, some, text_bits
+from panza.models import ChatTokenizer, Sampling, TorchModel, complete_batch
+from panza.types import Address, Message
 from pretrain import tokenizer as tk
-from pretrain.corpus import PERSONAL, Mail, addresses, clean, newest_quoted, person
-from pretrain.names import collect
-from pretrain.pack import plain_mail
-from pretrain.pairs import Item, Rates, items
-from pretrain.swap import Unswapped
+from pretrain.corpus import Mail, Person
+from pretrain.pairs import Item
 
-T = TypeVar("T")
-MOST_TOKENS = 300  # of a draft
+__all__ = ["by_hand", "drafts", "heldout", "heldout_items", "report", "score", "some"]
 
 # Typed by hand: (sender, recipient, instruction).
 BY_HAND = (
@@ -52,128 +45,69 @@ def by_hand() -> list[Item]:
     ]
 
 
-def heldout(path: Path) -> list[Mail]:
-    """Mails of a JSONL file (`text`, `from`, `to`, `subject`, `quoted`), cleaned as the corpora are."""
-    found = []
-    for n, line in enumerate(path.open(encoding="utf-8")):
-        r = json.loads(line)
-        rng = random.Random(n)
-        who, quoted = newest_quoted(r.get("quoted", ""))
-        body = clean(r["text"], rng)
-        if len(body.split()) >= 3:
-            subject = " ".join(r.get("subject", "").split())
-            found.append(
-                Mail(
-                    f"{n}", r["from"], person(r["from"]), addresses(r.get("to")), subject, body, clean(quoted, rng), who
-                )
-            )
-    return found
+def as_model(net: LlamaForCausalLM, folder: Path) -> TorchModel:
+    """A network with the tokenizer in `folder`, as the product loads them."""
+    return TorchModel(net.eval(), ChatTokenizer(AutoTokenizer.from_pretrained(folder)), "checkpoint")
 
 
-def heldout_items(mails: Sequence[Mail], count: int, seed: int = 0) -> list[Item]:
-    """`count` write items with the names and facts that the mails have, letters left as they are."""
-    rates = Rates(play_back=0, title=0, needed=0, letter=0, dictated=0.05)
-    names = collect(p for m in mails for p in (m.sender, *m.to))
-    made = list(items(mails, names, str(seed), rates, swap=Unswapped))
-    return some(made, count, seed)
+def drafts(net: LlamaForCausalLM, folder: Path, prompts: Sequence[str]) -> list[tuple[str, bool]]:
+    """(text, ended by itself) of a greedy draft for each rendered prompt, in order."""
+    model = as_model(net, folder)
+    encode = model.chat_tokenizer.tokenizer.encode
+    asked = [encode(p, add_special_tokens=False)[-(model.context - measure.MOST_TOKENS) :] for p in prompts]
+    written = dict(complete_batch(model, asked, Sampling(measure.MOST_TOKENS)))
+    return [(written[i].text, written[i].ended) for i in range(len(prompts))]
 
 
-def some(listed: Sequence[T], count: int, seed: int = 0) -> list[T]:
-    """`count` of them at random: the corpora lie author by author."""
-    return random.Random(seed).sample(list(listed), min(count, len(listed)))
-
-
-@torch.no_grad()
-def drafts(model: LlamaForCausalLM, folder: Path, prompts: Sequence[str], batch: int = 16) -> list[tuple[str, bool]]:
-    """(text, ended by itself) of a greedy draft for each prompt. folder: where tokenizer.json lies."""
-    tokenizer = tk.load(folder)
-    end, pad = tokenizer.token_to_id(tk.END), tokenizer.token_to_id(tk.END_OF_TEXT)
-    room = model.config.max_position_embeddings - MOST_TOKENS
-    asked = [tokenizer.encode(p).ids[-room:] for p in prompts]
-    out: dict[int, tuple[str, bool]] = {}
-    order = sorted(range(len(asked)), key=lambda i: len(asked[i]))
-    for at in range(0, len(order), batch):
-        chunk = order[at : at + batch]
-        longest = max(len(asked[i]) for i in chunk)
-        x = torch.tensor([[pad] * (longest - len(asked[i])) + asked[i] for i in chunk], device=model.device)
-        mask = torch.tensor([[0] * (longest - len(asked[i])) + [1] * len(asked[i]) for i in chunk], device=model.device)
-        y = model.generate(
-            x, attention_mask=mask, max_new_tokens=MOST_TOKENS, eos_token_id=end, pad_token_id=pad, do_sample=False
-        )
-        for i, ids in zip(chunk, y[:, longest:].tolist(), strict=True):
-            ended = end in ids
-            out[i] = (tokenizer.decode(ids[: ids.index(end)] if ended else ids), ended)
-    return [out[i] for i in range(len(asked))]
-
-
-def invented(text: str, prompt_text: str) -> list[str]:
-    """E-mail addresses and phone numbers of `text` that its prompt does not hold."""
-    return [
-        m.group()
-        for pattern, _ in (PERSONAL[0], PERSONAL[3])
-        for m in pattern.finditer(text)
-        if m.group() not in prompt_text
-    ]
-
-
-def score(asked: Sequence[Item], written: Sequence[tuple[str, bool]]) -> dict[str, float]:
-    """Shares over drafts; `facts_kept` over the facts of their instructions."""
-    told = [(f, text) for item, (text, _) in zip(asked, written, strict=True) for f in facts(item.instruction)]
-    return {
-        "drafts": len(asked),
-        "facts": len(told),
-        "facts_kept": sum(kept(f, text) for f, text in told) / max(len(told), 1),
-        "ended": sum(ended for _, ended in written) / max(len(asked), 1),
-        "personal_data": sum(bool(invented(text, item.prompt)) for item, (text, _) in zip(asked, written, strict=True)),
+def score(asked: Sequence[Item], written: Sequence[tuple[str, bool]]) -> dict[str, Any]:
+    """What `panza measure` says of drafts, with their length beside that of the mails."""
+    told = [Asked(i.instruction, [{"role": "user", "content": i.prompt}]) for i in asked]
+    lengths = {
         "words": sum(len(text.split()) for text, _ in written) / max(len(asked), 1),
         "words_reference": sum(len(i.answer.split()) for i in asked) / max(len(asked), 1),
-        "empty": sum(not middle(text).strip() for text, _ in written),
     }
+    return measure.score(told, [measure.Completion(*w) for w in written]) | lengths
 
 
-@torch.no_grad()
-def bits_per_byte(
-    model: LlamaForCausalLM, folder: Path, pairs: Sequence[tuple[str, str]], end: str, batch: int = 16
-) -> float:
-    """Bits for each byte of the second text of each pair, the `end` mark included, given the first."""
-    tokenizer = tk.load(folder)
-    mark, context = tokenizer.token_to_id(end), model.config.max_position_embeddings
-    made = sorted(
-        ([tokenizer.encode(a).ids, tokenizer.encode(b).ids + [mark], len(b.encode())] for a, b in pairs),
-        key=lambda p: len(p[0]) + len(p[1]),
-    )
-    nats, size = 0.0, 0
-    for at in range(0, len(made), batch):
-        chunk = [(a, b, n) for a, b, n in made[at : at + batch] if len(a) + len(b) <= context]
-        if not chunk:
-            continue
-        longest = max(len(a) + len(b) for a, b, _ in chunk)
-        x = torch.zeros(len(chunk), longest, dtype=torch.long)
-        y = torch.full((len(chunk), longest), -100)
-        for i, (a, b, _) in enumerate(chunk):
-            x[i, : len(a) + len(b)] = torch.tensor(a + b)
-            y[i, len(a) : len(a) + len(b)] = torch.tensor(b)
-        logits = model(x.to(model.device)).logits[:, :-1].float()
-        loss = torch.nn.functional.cross_entropy(
-            logits.flatten(0, 1), y[:, 1:].flatten().to(model.device), ignore_index=-100, reduction="sum"
-        )
-        nats += loss.item()
-        size += sum(n for _, _, n in chunk)
-    return nats / math.log(2) / size
-
-
-def plain_pairs(mails: Sequence[Mail]) -> list[tuple[str, str]]:
-    """(end-of-text and header, body) of each mail: sender, readers and subject are given."""
-    heads = (plain_mail(m.sender.full, [p.full for p in m.to[:3]], m.subject, "") for m in mails)
-    return [(tk.END_OF_TEXT + head, m.body) for head, m in zip(heads, mails, strict=True)]
-
-
-def report(model: LlamaForCausalLM, folder: Path, mails: Sequence[Mail], asked: Sequence[Item]) -> dict[str, float]:
-    """All measures of `model` on mails and items."""
-    written = drafts(model, folder, [i.prompt for i in asked])
+def report(net: LlamaForCausalLM, folder: Path, mails: Sequence[Mail], asked: Sequence[Item]) -> dict[str, Any]:
+    """All measures of a network on mails kept aside and on items."""
+    model = as_model(net, folder)
+    bits, scored = measure.bits_per_byte(model, [as_message(m) for m in mails])
+    written = drafts(net, folder, [i.prompt for i in asked])
     return {
-        "bits_per_byte": bits_per_byte(model, folder, plain_pairs(mails), tk.END_OF_TEXT),
-        "mails": len(mails),
-        "bits_per_byte_instructed": bits_per_byte(model, folder, [(i.prompt, i.answer) for i in asked], tk.END),
+        "bits_per_byte": bits,
+        "mails": scored,
+        "bits_per_byte_instructed": instructed(model, asked),
         **score(asked, written),
     }
+
+
+def instructed(model: TorchModel, asked: Sequence[Item]) -> float:
+    """Bits for each byte of the items' answers and their end, given their prompts."""
+    encode = model.chat_tokenizer.tokenizer.encode
+    rows = [(encode(i.prompt, add_special_tokens=False), model.chat_tokenizer.encode_text(i.answer)) for i in asked]
+    scored = [(b, len(i.answer.encode())) for b, i in zip(text_bits(model, rows), asked, strict=True) if b is not None]
+    return sum(b for b, _ in scored) / max(sum(n for _, n in scored), 1)
+
+
+def as_message(m: Mail) -> Message:
+    """A mail of a corpus as the product knows mails."""
+    sender, *to = (Address(p.full, "") for p in (m.sender, *m.to))
+    return Message(m.key, 0, sender, tuple(to), (), m.subject, m.body, m.quoted)
+
+
+def heldout(path: Path) -> list[Mail]:
+    """The mails of a JSONL file as `panza measure` reads them."""
+    found, _ = measure.read_mails(path)
+    return [Mail(m.id, m.sender.label, _person(m.sender), tuple(map(_person, m.to)), m.subject, m.body) for m in found]
+
+
+def heldout_items(mails: Sequence[Mail], count: int) -> list[Item]:
+    """The instructions that `panza measure` would draw from `mails`, without the mails they answer."""
+    asked = measure.requests([as_message(m) for m in mails], count)
+    return [Item("write", tk.chat_text(a.chat), a.mail, a.instruction) for a in asked]
+
+
+def _person(a: Address) -> Person:
+    first, _, last = a.label.partition(" ")
+    return Person(first, last)

@@ -113,21 +113,23 @@ def test_marks_in_a_mail_are_text_and_a_mail_beyond_the_context_is_left_out(mode
 # --- drafts
 
 
-def test_an_instruction_is_asked_with_the_prompt_of_drafting(model: TorchModel) -> None:
+def test_an_instruction_is_asked_with_the_prompt_of_drafting() -> None:
     quoted = "From: Tom Reed\nTo: Anna Lee\nSubject: Plan\n\nWhen is the review?"
-    (asked,) = m.requests(model, [message("The review moves to Thursday at 3:30.", quoted=quoted)], 5)
+    (asked,) = m.requests([message("The review moves to Thursday at 3:30.", quoted=quoted)], 5)
     text = m.words_of(asked.chat)
     assert "Thursday" in asked.instruction and f"Instruction: {asked.instruction}" in text
     assert "When is the review?" in text.split("<answer_this>")[1]
     assert "From: Anna Lee\nTo: Tom Reed" in text and "@" not in text
+    (asked,) = m.requests([message("The review moves to Thursday at 3:30.", quoted=quoted)], 5, fits=lambda chat: False)
+    assert "answer_this" not in m.words_of(asked.chat) and "Thursday" in m.words_of(asked.chat)
 
 
-def test_instructions_are_sentences_and_keywords_and_always_the_same_ones(model: TorchModel) -> None:
+def test_instructions_are_sentences_and_keywords_and_always_the_same_ones() -> None:
     mails = [message(f"Can you send the report number {n} to Bill by Friday?") for n in range(30)]
-    first = m.requests(model, mails, 10)
-    assert first == m.requests(model, mails, 10) != m.requests(model, mails, 10, seed=1)
+    first = m.requests(mails, 10)
+    assert first == m.requests(mails, 10) != m.requests(mails, 10, seed=1)
     assert len({a.instruction.startswith("Ask") for a in first}) == 2
-    assert m.requests(model, [message("ok"), message("word " * 151)], 10) == []
+    assert m.requests([message("ok"), message("word " * 151)], 10) == []
 
 
 def test_drafts_come_in_order_and_say_whether_they_ended(model: TorchModel) -> None:
@@ -139,8 +141,8 @@ def test_drafts_come_in_order_and_say_whether_they_ended(model: TorchModel) -> N
         assert draft.ended == (tokens < m.MOST_TOKENS)
 
 
-def test_the_figures_are_those_of_the_drafts(model: TorchModel) -> None:
-    asked = m.requests(model, [message(f"Can you send report {n} to Bill by Friday?") for n in range(20, 40)], 20)
+def test_the_figures_are_those_of_the_drafts() -> None:
+    asked = m.requests([message(f"Can you send report {n} to Bill by Friday?") for n in range(20, 40)], 20)
     parrot = m.score(asked, [Completion(a.instruction, True) for a in asked])
     assert (parrot["facts_kept"], parrot["ended"], parrot["personal_data"]) == (1.0, 1.0, 0)
     assert parrot["facts"] >= 40
