@@ -7,6 +7,7 @@ what rebuilds each compressed layer. Knows files; knows no method. Never reads a
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 from pathlib import Path
@@ -17,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from compress.blocks import find_blocks
 from compress.errors import CompressError
 from compress.linear import QuantizedEmbedding, QuantizedLinear, quantized_layers
 from compress.weight import QuantizedWeight
@@ -33,22 +35,28 @@ def save_model(model: nn.Module, source: Path, out: Path, settings: dict[str, An
     part = out.with_name(out.name + ".part")
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
-    tensors, shared = _unshared(model.state_dict())
-    layers = {name: _layer_spec(layer) for name, layer in quantized_layers(model).items()}
+    tensors, shared = unshared(model.state_dict())
+    tensors = {name: _half(tensor) if ".quantized." not in name else tensor for name, tensor in tensors.items()}
+    layers = {name: layer_spec(layer) for name, layer in quantized_layers(model).items()}
     save_file(tensors, part / FILE, metadata={"format": "pt"})
-    spec = {"version": VERSION, "layers": layers, "shared": shared, "settings": settings or {}}
+    spec = {"version": VERSION, "layers": layers, "shared": shared, "parts": _parts(model), "settings": settings or {}}
     (part / SPEC).write_text(json.dumps(spec, indent=1), encoding="utf-8")
     model.config.save_pretrained(part)
-    for file in source.iterdir():
-        if file.is_file() and file.name.startswith(ALONG):
-            shutil.copyfile(file, part / file.name)
+    copy_tokenizer(source, part)
     if out.exists():
         shutil.rmtree(out)
     os.replace(part, out)
 
 
+def copy_tokenizer(source: Path, out: Path) -> None:
+    """Copy what makes text of ids and back, and the generation settings."""
+    for file in source.iterdir():
+        if file.is_file() and file.name.startswith(ALONG):
+            shutil.copyfile(file, out / file.name)
+
+
 def load_model(folder: str | Path, dtype: torch.dtype = torch.float32, device: str = "cpu") -> nn.Module:
-    """The causal language model in a directory: compressed by us, 8-bit rows, or plain transformers; eval mode.
+    """The causal language model in a directory: compressed by us or another library, 8-bit rows, or plain; eval mode.
 
     dtype: of everything that is not compressed. Raises CompressError for what is none of these, is damaged or altered.
     """
@@ -61,6 +69,10 @@ def load_model(folder: str | Path, dtype: torch.dtype = torch.float32, device: s
 
     if is_rows8(folder):
         return load_rows8(folder).to(device, dtype).eval()
+    from compress.formats import import_model, is_foreign
+
+    if is_foreign(folder):
+        return import_model(folder, dtype).to(device).eval()
     from transformers import AutoModelForCausalLM
 
     try:
@@ -69,30 +81,47 @@ def load_model(folder: str | Path, dtype: torch.dtype = torch.float32, device: s
         raise CompressError(f"'{folder}' holds no causal language model that loads ({type(error).__name__})") from error
 
 
-def bits_per_weight(folder: Path) -> dict[str, float]:
-    """Bits a weight from the bytes of the file: of the layers in the blocks (`body`), of the rest, of all.
+def _half(tensor: Tensor) -> Tensor:
+    """Matrices that nothing compresses lie in 16 bits: fp16 if it can hold them, else bf16."""
+    if tensor.dim() < 2 or tensor.dtype != torch.float32:
+        return tensor
+    return tensor.half() if tensor.abs().max() < 65504 else tensor.bfloat16()
 
-    Counted for every tensor of `FILE`, norms and tables included, over the weights of the uncompressed model.
+
+def _parts(model: nn.Module) -> dict[str, str]:
+    """Where the tensors of each part of the model are: prefixes of names."""
+    modules = {"embeddings": model.get_input_embeddings(), "head": model.get_output_embeddings()}
+    found = {part: next(n for n, m in model.named_modules() if m is module) for part, module in modules.items()}
+    return {part: name + "." for part, name in (("body", find_blocks(model)[0]), *found.items())}
+
+
+def bits_per_weight(folder: Path) -> dict[str, float]:
+    """Bits a weight from the bytes of the file: of the matrices in the blocks (`body`), of `embeddings`, `head`, `all`.
+
+    A part's bytes are those of its matrices with all their tables; `all` counts every tensor of `FILE`, norms too. A
+    head that shares the embedding's weight has its bits, once in `all`.
     """
     spec = _spec(folder)
-    layers, size, weights = spec["layers"], {"body": 0, "rest": 0}, {"body": 0, "rest": 0}
-    linear = {name for name, layer in layers.items() if layer["module"] == "linear"}
+    layers = spec["layers"]
+    size: dict[str, int] = {}  # of a compressed layer or a plain tensor: bits
+    count: dict[str, int] = {}  # weights
+    matrices = set(layers)
     with _opened(folder) as file:
         for key in file.keys():
-            tensor = file.get_tensor(key)
-            owner = next((n for n in layers if key.startswith(n + ".quantized.")), None)
-            where = "body" if owner in linear else "rest"
-            size[where] += tensor.numel() * tensor.element_size() * 8
-            weights[where] += tensor.numel() if owner is None else 0
-    tied = {s.split(".quantized.")[0] for s in spec["shared"]}
-    for name, layer in layers.items():
-        rows, columns = layer["weight"]["shape"]
-        weights["body" if name in linear else "rest"] += 0 if name in tied else rows * columns
-    parts = {name: size[name] / max(weights[name], 1) for name in size}
-    return parts | {"all": sum(size.values()) / max(sum(weights.values()), 1)}
+            tensor, owner = file.get_tensor(key), key.split(".quantized.")[0]
+            size[owner] = size.get(owner, 0) + tensor.numel() * tensor.element_size() * 8
+            count[owner] = math.prod(layers[owner]["weight"]["shape"]) if owner in layers else tensor.numel()
+            matrices |= {owner} if tensor.dim() > 1 else set()
+    names = {name.split(".quantized.")[0]: owner.split(".quantized.")[0] for name, owner in spec["shared"].items()}
+    names |= {name: name for name in size}  # where each name's bytes are
+    bits = {"all": sum(size.values()) / max(sum(count.values()), 1)}
+    for part, prefix in spec["parts"].items():
+        found = {owner for name, owner in names.items() if (name + ".").startswith(prefix) and owner in matrices}
+        bits[part] = sum(size[n] for n in found) / max(sum(count[n] for n in found), 1)
+    return bits
 
 
-def _unshared(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:
+def unshared(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Each tensor once, and for the other names of a shared one: name -> the name that holds it."""
     first: dict[tuple[int, torch.Size, torch.dtype], str] = {}
     tensors, shared = {}, {}
@@ -105,7 +134,8 @@ def _unshared(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, st
     return tensors, shared
 
 
-def _layer_spec(layer: QuantizedLinear | QuantizedEmbedding) -> dict[str, Any]:
+def layer_spec(layer: QuantizedLinear | QuantizedEmbedding) -> dict[str, Any]:
+    """JSON from which `replace_layers_` builds the empty layer."""
     linear = isinstance(layer, QuantizedLinear)
     return {
         "module": "linear" if linear else "embedding",
@@ -119,7 +149,7 @@ def _spec(folder: Path) -> dict[str, Any]:
         spec = json.loads((folder / SPEC).read_text(encoding="utf-8"))
         if spec["version"] != VERSION:
             raise CompressError(f"'{folder / SPEC}' is of version {spec['version']}; this version reads {VERSION}")
-        spec["layers"], spec["shared"]  # noqa: B018  both have to be there
+        spec["layers"], spec["shared"], spec["parts"]  # noqa: B018  they have to be there
     except (OSError, UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError) as error:
         raise CompressError(f"'{folder / SPEC}' is damaged: {type(error).__name__}") from error
     return spec
@@ -143,11 +173,33 @@ def _load_compressed(folder: Path, dtype: torch.dtype) -> nn.Module:
     with _opened(folder) as file:
         state = {key: file.get_tensor(key) for key in file.keys()}
     state |= {name: state[owner] for name, owner in spec["shared"].items() if owner in state}
-    _check(folder, model.state_dict(), state)
-    model.load_state_dict(state, assign=True)
-    _share_(model, spec["shared"])
-    _fill_computed_(model, config)
+    assign_tensors_(model, config, folder, state, dtype)
+    share_(model, spec["shared"])
     return model
+
+
+def assign_tensors_(
+    model: nn.Module, config: Any, folder: Path, tensors: dict[str, Tensor], dtype: torch.dtype
+) -> None:
+    """Fill a model made on the meta device; what is not compressed becomes `dtype`. Raises CompressError if they differ."""
+    plain = {n for n in tensors if ".quantized." not in n and tensors[n].is_floating_point()}
+    state = {n: t.to(dtype) if n in plain else t for n, t in tensors.items()}
+    expected = model.state_dict()
+    if config.tie_word_embeddings:
+        for name in set(getattr(model, "_tied_weights_keys", None) or ()) & expected.keys() - state.keys():
+            state[name] = state[_input_embedding(model)]
+    compressed = {n for n in expected if ".quantized." in n} - state.keys()
+    state |= {n: expected[n] for n in compressed if not expected[n].is_meta}  # an imported layer brought its own
+    _check(folder, expected, state)
+    model.load_state_dict(state, assign=True)
+    if not isinstance(model.get_input_embeddings(), QuantizedEmbedding):
+        model.tie_weights()
+    _fill_computed_(model, config)
+
+
+def _input_embedding(model: nn.Module) -> str:
+    table = model.get_input_embeddings()
+    return next(f"{n}.weight" for n, m in model.named_modules() if m is table)
 
 
 def replace_layers_(model: nn.Module, layers: dict[str, Any]) -> None:
@@ -182,7 +234,7 @@ def _check(folder: Path, expected: dict[str, Tensor], found: dict[str, Tensor]) 
             raise CompressError(f"tensor '{name}' holds numbers that are not finite")
 
 
-def _share_(model: nn.Module, shared: dict[str, str]) -> None:
+def share_(model: nn.Module, shared: dict[str, str]) -> None:
     """Let shared tensors be one parameter again."""
     for name, owner in shared.items():
         (module, leaf), (source, key) = (n.rpartition(".")[::2] for n in (name, owner))

@@ -38,7 +38,7 @@ def pack(codes: Tensor, bits: int) -> Tensor:
     stream = codes.new_zeros(*codes.shape[:-1], packed_bytes(count, bits) + 2, dtype=torch.int32)
     for byte in range(3):  # no two codes share a bit, so adding is or-ing
         stream.index_add_(-1, (at >> 3) + byte, value >> 8 * byte & 255)
-    return stream[..., :-2].to(torch.uint8)
+    return stream[..., :-2].to(torch.uint8, memory_format=torch.contiguous_format)
 
 
 def packed_bytes(count: int, bits: int) -> int:

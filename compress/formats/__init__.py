@@ -1,0 +1,171 @@
+"""Compressed models of other libraries, in and out. Knows files and layers; each layout has a file of its own.
+
+A format is a module with: MARK (the tensor whose presence says that a layer is of this format), `suffixes` (all of
+them), `read(tensors, shape, settings)` -> QuantizedWeight, `write(weight)` -> tensors, `settings(weights)` -> the
+`quantization_config` of config.json. `write` and `settings` raise CompressError for what the format cannot say.
+To add one: its file, and its line in FORMATS.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from importlib import import_module
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from compress.checkpoint import copy_tokenizer
+from compress.errors import CompressError
+from compress.linear import QuantizedEmbedding, QuantizedLinear, quantized_layers
+
+FORMATS = {
+    "plain": "compress.formats.plain",
+    "aqlm": "compress.formats.aqlm",
+    "gptq": "compress.formats.gptq",
+    "gptq_v2": "compress.formats.gptq",
+    "compressed-tensors": "compress.formats.compressed_tensors",
+    "spqr": "compress.formats.spqr",
+}
+
+
+def format_module(name: str) -> ModuleType:
+    """The module of a format. Raises CompressError for an unknown one."""
+    if name not in FORMATS:
+        raise CompressError(f"unknown format '{name}': choose one of {', '.join(FORMATS)}")
+    return import_module(FORMATS[name])
+
+
+def export_model(model: nn.Module, source: Path, out: Path, name: str, dtype: torch.dtype = torch.float16) -> None:
+    """Write a compressed model as another library loads it, whole or not at all.
+
+    name: of FORMATS. Compressed embeddings, and a head that shares their weight, become plain `dtype`, as the formats
+    have no word for them. Raises CompressError, naming the layer, for a weight that the format cannot hold.
+    """
+    module = format_module(name)
+    layers = {n: m for n, m in quantized_layers(model).items() if _foreign(model, m)}
+    tensors: dict[str, Tensor] = {}
+    for layer_name, layer in layers.items():
+        written = _written(module, layer_name, layer, name)
+        tensors |= {f"{layer_name}.{suffix}": t.contiguous() for suffix, t in written.items()}
+        if layer.bias is not None:
+            tensors[f"{layer_name}.bias"] = layer.bias.detach().to(dtype)
+    dense = _dense(model, layers, dtype)
+    plain = sorted(n for n in dense if n.endswith(".weight"))
+    tensors |= {n: t for n, t in dense.items() if n not in _tied(model)}
+    config = json.loads(model.config.to_json_string(use_diff=False)) | {"dtype": str(dtype).removeprefix("torch.")}
+    if layers and (settings := module.settings(name, layers, plain)):
+        config["quantization_config"] = settings
+    _write(out, source, tensors, config)
+
+
+def import_model(folder: Path, dtype: torch.dtype = torch.float32) -> nn.Module:
+    """The model in a directory of one of FORMATS, its layers compressed as they lie there."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    from compress.checkpoint import assign_tensors_
+
+    config = AutoConfig.from_pretrained(folder, local_files_only=True)
+    settings = _settings(folder)
+    module = format_module(FORMAT_OF[settings["quant_method"]])
+    del config.quantization_config
+    tensors = read_tensors(folder)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config, dtype=dtype)
+    for name, layer in [(n, m) for n, m in model.named_modules() if isinstance(m, nn.Linear)]:
+        if f"{name}.{module.MARK}" in tensors:
+            own = {s: t for s in module.SUFFIXES if (t := tensors.pop(f"{name}.{s}", None)) is not None}
+            weight = _read(module, name, own, (layer.out_features, layer.in_features), settings)
+            made = QuantizedLinear(weight, tensors.get(f"{name}.bias"))
+            setattr(model.get_submodule(name.rpartition(".")[0]), name.rpartition(".")[2], made)
+    assign_tensors_(model, config, folder, tensors, dtype)
+    return model.eval()
+
+
+FORMAT_OF = {"aqlm": "aqlm", "gptq": "gptq", "compressed-tensors": "compressed-tensors", "spqr": "spqr"}
+
+
+def is_foreign(folder: Path) -> bool:
+    """Whether a directory says that it holds a compressed model which `import_model` reads."""
+    try:
+        return _settings(folder)["quant_method"] in FORMAT_OF
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def read_tensors(folder: Path) -> dict[str, Tensor]:
+    """Every tensor of a transformers directory: safetensors, else .bin read with weights_only."""
+    files = sorted(folder.glob("*.safetensors"))
+    old = sorted(folder.glob("pytorch_model*.bin")) if not files else []
+    tensors: dict[str, Tensor] = {}
+    try:
+        for file in files:
+            tensors |= load_file(file)
+        for file in old:
+            tensors |= torch.load(file, map_location="cpu", weights_only=True)
+    except (OSError, SafetensorError, RuntimeError, ValueError, EOFError) as error:
+        raise CompressError(f"'{file}' is damaged: {type(error).__name__}") from error
+    except Exception as error:  # weights_only refuses anything but tensors with an UnpicklingError
+        raise CompressError(f"'{file}' holds more than tensors and is not read: {type(error).__name__}") from error
+    if not tensors:
+        raise CompressError(f"'{folder}' holds no .safetensors and no .bin file")
+    return tensors
+
+
+def _settings(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "config.json").read_text(encoding="utf-8"))["quantization_config"]
+
+
+def _foreign(model: nn.Module, layer: nn.Module) -> bool:
+    """Whether a layer can be another library's: a linear layer that shares its weight with no embedding."""
+    tables = [m.quantized for m in model.modules() if isinstance(m, QuantizedEmbedding)]
+    return isinstance(layer, QuantizedLinear) and all(layer.quantized is not t for t in tables)
+
+
+def _written(module: ModuleType, layer_name: str, layer: QuantizedLinear, name: str) -> dict[str, Tensor]:
+    try:
+        return module.write(layer.quantized, name)
+    except CompressError as error:
+        raise CompressError(f"layer '{layer_name}' cannot be written as {name}: {error}") from error
+
+
+def _read(
+    module: ModuleType, name: str, tensors: dict[str, Tensor], shape: tuple[int, int], settings: dict[str, Any]
+) -> Any:
+    try:
+        return module.read(tensors, shape, settings)
+    except (KeyError, RuntimeError, ValueError, IndexError, TypeError, AssertionError) as error:
+        raise CompressError(f"the tensors of layer '{name}' do not fit together: {type(error).__name__}") from error
+
+
+def _dense(model: nn.Module, layers: dict[str, nn.Module], dtype: torch.dtype) -> dict[str, Tensor]:
+    """Everything outside of `layers`, decoded, by the names of a plain model."""
+    inside = tuple(f"{name}." for name in layers)
+    tensors = {n: t for n, t in model.state_dict().items() if not n.startswith(inside) and ".quantized." not in n}
+    for name, layer in quantized_layers(model).items():
+        if name not in layers:
+            tensors[f"{name}.weight"] = layer.quantized.dense()
+    cast = {n: t.detach().to(dtype) if t.is_floating_point() else t for n, t in tensors.items()}
+    return {n: t.cpu().clone().contiguous() for n, t in cast.items()}
+
+
+def _tied(model: nn.Module) -> set[str]:
+    """Names of weights that transformers fills from others."""
+    return set(getattr(model, "_tied_weights_keys", None) or ()) if model.config.tie_word_embeddings else set()
+
+
+def _write(out: Path, source: Path, tensors: dict[str, Tensor], config: dict[str, Any]) -> None:
+    part = out.with_name(out.name + ".part")
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir(parents=True)
+    save_file(tensors, part / "model.safetensors", metadata={"format": "pt"})
+    (part / "config.json").write_text(json.dumps(config, indent=2), encoding="utf-8")
+    copy_tokenizer(source, part)
+    shutil.rmtree(out, ignore_errors=True)
+    os.replace(part, out)
