@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import ast
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from tests.conftest import ME
 
 ROOT = Path(__file__).resolve().parent.parent
 BELOW = {
@@ -15,6 +18,8 @@ BELOW = {
     "compress": {"panza", "pretrain", "app", "tests"},
     "pretrain": {"app", "tests"},
 }
+
+HEAVY = {"torch", "transformers", "sentence_transformers", "peft", "faiss", "gradio"}  # seconds to import
 
 
 def imported(file: Path) -> set[str]:
@@ -44,6 +49,39 @@ def test_importing_panza_loads_no_torch_and_prints_nothing() -> None:
     code = "import sys, panza.cli; sys.exit('torch' in sys.modules or 'gradio' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_verbs_that_need_no_model_load_no_heavy_library(mailbox: Path, tmp_path: Path) -> None:
+    verbs = [
+        ["--help"],
+        ["train", "--help"],
+        ["import", str(mailbox), "--me", ME],
+        ["playback", "--tries", "0"],
+        ["status"],
+        ["inbox", "--limit", "3"],
+        ["inbox", "budget"],
+        ["draft", "  "],  # a mistake is told before a model is loaded
+        ["draft", "yes", "--reply-to", "nobody@nowhere"],
+        ["eval"],  # there is no adapter yet
+    ]
+    code = f"""
+import sys
+from panza.cli import main
+for words in {verbs!r}:
+    sys.argv = ["panza", *words]
+    try:
+        main()
+    except SystemExit:
+        pass
+    loaded = {HEAVY!r} & set(sys.modules)
+    assert not loaded, (words, loaded)
+"""
+    env = {**os.environ, "PANZA_HOME": str(tmp_path / "home")}
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "80 new mails" in done.stdout and "The instruction is empty" in done.stderr, (
+        "the verbs have to do their work"
+    )
 
 
 def test_no_pickle_and_no_remote_code() -> None:
