@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from compress import ops
+from compress import ops, ranks
 from compress.decode import Additive, Grid, Lut, Trellis, from_chains
 from compress.errors import CompressError
 from compress.linear import QuantizedEmbedding, QuantizedLinear, quantized_layers
@@ -104,6 +104,7 @@ def tune(
 ) -> TuneReport:
     """Minimise the mean of `train` over all that is continuous in the compressed layers of `module`, and its norms.
 
+    With several processes (`compress.ranks`) each has its own `train`, and all the same `held_out`.
     reencode: called after each epoch; it may rewrite codes (a discrete step), and the epoch is judged after it.
     """
     if not train or not held_out:
@@ -133,16 +134,18 @@ def _descend(
     """One run of Adam, its rate falling to zero, until held-out loss has not fallen for `patience` epochs."""
     optimizer = torch.optim.Adam(masters.groups(rate), betas=BETAS)
     chance = torch.Generator().manual_seed(config.seed)
-    steps = config.epochs * -(-len(train) // config.batch)
+    most = max(ranks.all_of(len(train)))  # a process with fewer takes some twice: all make as many steps
+    steps = config.epochs * -(-most // config.batch)
     decay = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / steps)
     before = lowest = masters.evaluate(held_out)
     best, epoch, history = masters.snapshot(), 0, []
     while len(history) < config.epochs and len(history) - epoch < config.patience:
         gradient: dict[QuantizedWeight, Tensor] | None = None if reencode is None else {}
-        for batch in torch.randperm(len(train), generator=chance).split(config.batch):
-            masters.step([train[i] for i in batch], optimizer, gradient)
+        for batch in torch.randperm(most, generator=chance).split(config.batch):
+            masters.step([train[i % len(train)] for i in batch.tolist()], optimizer, gradient)
             decay.step()
         if reencode is not None:
+            ranks.add_up_(*gradient.values())
             reencode(gradient)
             masters.unpack()
         history.append(masters.evaluate(held_out))
@@ -214,11 +217,11 @@ class _Masters:
                 value = loss() / len(batch)
             value.backward()
         for weight, leaf in leaves.items():
-            if leaf.grad is None:  # nothing of this batch went through it: an expert that was not asked
-                continue
-            weight.dense().backward(leaf.grad)  # decoded again: the graph of one weight at a time
+            slope = torch.zeros_like(leaf) if leaf.grad is None else leaf.grad  # none: an expert that was not asked
+            weight.dense().backward(slope)  # decoded again: the graph of one weight at a time
             if gradient is not None:
-                gradient[weight] = gradient.get(weight, 0) + leaf.grad
+                gradient[weight] = gradient.get(weight, 0) + slope
+        ranks.add_up_(*(p.grad for p in self.parameters if p.grad is not None))
         optimizer.step()
         optimizer.zero_grad()
 
@@ -228,7 +231,7 @@ class _Masters:
         with self._rounded():
             self._hold(lambda weight: weight.dense())
             with self._autocast():
-                return (sum(loss() for loss in held_out) / len(held_out)).item()
+                return ranks.same((sum(loss() for loss in held_out) / len(held_out)).item())
 
     def snapshot(self) -> list[Tensor]:
         """Parameters, rounded, and codes: what `load` brings back."""
