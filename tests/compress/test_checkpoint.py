@@ -63,7 +63,7 @@ def test_bits_per_weight_are_those_of_the_file(saved: Path):
     size = sum(t.numel() * t.element_size() for t in tensors.values()) * 8
     weights = 96 * 32 + 2 * (32 * 32 * 2 + 2 * 16 * 32 + 3 * 32 * 48) + 5 * 32
     assert bits["all"] == pytest.approx(size / weights)
-    assert 8 < bits["body"] < 8.6 and bits["rest"] > 8
+    assert 8 < bits["body"] < 8.6 and bits["embeddings"] > 8 and bits["head"] == bits["embeddings"]
 
 
 def damage_bytes(folder: Path) -> None:
