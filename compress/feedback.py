@@ -63,6 +63,19 @@ def inverse_upper(hessian: Tensor) -> Tensor:
     raise CompressError("a Hessian has negative curvature: it is no mean of x xᵀ")
 
 
+def arrange(hessian: Tensor, D: int, damping: float, act_order: bool) -> tuple[Tensor, Tensor]:
+    """The order to round in and `inverse_upper` of each output group's Hessian in it, padded to D inputs and damped.
+
+    hessian: (Q, d, d), d ≤ D. Returns (D,) and (Q, D, D). act_order: greatest mean square first, padding last.
+    """
+    padding = D - hessian.shape[-1]
+    hessian = torch.nn.functional.pad(hessian, (0, padding, 0, padding))
+    order = torch.arange(D, device=hessian.device)
+    if act_order:
+        order = hessian.diagonal(dim1=-2, dim2=-1).mean(0).sort(descending=True, stable=True).indices
+    return order, inverse_upper(damped(hessian[:, order[:, None], order], damping))
+
+
 def feed(upper: Tensor, step: int = 1) -> Tensor:
     """(D, D): row block b is U[b, b]⁻¹ U[b, :]; an error e of block b changes the later weights by −feed[b, :]ᵀ e."""
     blocks = upper.unflatten(0, (-1, step))  # (D/step, step, D)
