@@ -43,4 +43,4 @@ def running(assistant: Any) -> Iterator[Listening]:
         yield listening
     finally:
         listening.server.should_exit = True
-        thread.join()
+        thread.join(10)

@@ -61,10 +61,10 @@ def test_stop_ends_the_work_at_its_next_step():
             tell(n, 10, "")
             steps.append(n)
             begun.set()
-            go.wait()
+            go.wait(180)
 
     work = Work("counting", run).start()
-    begun.wait()
+    assert begun.wait(180)
     work.stopped.set()
     go.set()
     list(work.follow())
