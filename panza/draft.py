@@ -19,6 +19,9 @@ from panza.types import Address, Draft, DraftRequest, Message, UserError
 RETRIEVED = 2  # mails in the prompt, as in training
 ANSWER_ROOM = 300  # tokens kept free for the answer
 TEMPERATURE = 0.7  # with a seed; without one a draft is greedy
+LOOP_TIMES = 4  # a draft that ends in a piece said so often in a row will not end by itself
+LOOP_PIECE = 200  # the longest piece, in characters
+LOOP_WORDS, LOOP_MARKS = 60, 200  # the least that is repeated, in characters: "ha ha" and a drawn line are no loops
 
 
 class Writer:
@@ -28,7 +31,10 @@ class Writer:
         self.model, self.store, self.retriever, self.sender = model, store, retriever, sender
 
     def draft(self, request: DraftRequest, stopped: Callable[[], bool] = lambda: False) -> Iterator[Draft]:
-        """Snapshots of the draft, each longer than the last; the final one has `done`. Raises UserError on a bad request."""
+        """Snapshots of the draft, each longer than the last; the final one has `done`. Raises UserError on a bad request.
+
+        A draft that loops is stopped, and the final snapshot says the repeated piece once.
+        """
         started = time.monotonic()
         check(request, self.store)
         thread = self._thread(request.reply_to)
@@ -47,6 +53,9 @@ class Writer:
                 first_token_seconds=draft.first_token_seconds or now,
             )
             yield draft
+            if (end := loop(draft.text)) is not None:
+                draft = replace(draft, text=draft.text[:end])
+                break
         draft = replace(draft, text=draft.text.strip())
         if not subject and draft.text and not stopped():
             draft = replace(draft, subject=self._title(draft.text, recipient, stopped))
@@ -98,6 +107,19 @@ class Writer:
         line = "".join(self.model.generate(prompt.title(mail), Sampling(16), stopped)).strip().split("\n")[0]
         line = re.sub(r"^(?:subject|re)\s*:\s*", "", line, flags=re.IGNORECASE).strip(" \"'")
         return line or " ".join(text.split()[:6])
+
+
+def loop(text: str) -> int | None:
+    """Where to cut a text that ends in one piece said LOOP_TIMES or more in a row: behind the first. None if it does not."""
+    for period in range(1, min(LOOP_PIECE, len(text) // LOOP_TIMES) + 1):
+        least = LOOP_WORDS if any(map(str.isalnum, text[-period:])) else LOOP_MARKS
+        said = max(LOOP_TIMES * period, least)
+        if said <= len(text) and text[-said:-period] == text[period - said :]:
+            start = len(text) - said
+            while start and text[start - 1] == text[start - 1 + period]:
+                start -= 1
+            return start + period
+    return None
 
 
 def check(request: DraftRequest, store: Store) -> None:

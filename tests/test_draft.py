@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from panza.draft import Writer
+from panza.draft import Writer, loop
 from panza.mail import Store, import_mail
 from panza.models import Sampling
 from panza.prompt import Chat
@@ -132,6 +132,36 @@ def test_stop_keeps_what_was_written(writer: Writer) -> None:
     for draft in writer.draft(DraftRequest("say yes", to="Anna"), stopped=lambda: len(seen) >= 2):
         seen.append(draft)
     assert seen[-1].done and seen[-1].text == "Hello Anna,\n\nyes.\n\nAll"
+
+
+@pytest.mark.parametrize(
+    "piece", ["See you there. ", "x ", "- one more point\n", "".join(f"word{n} " for n in range(25))]
+)
+def test_a_loop_is_stopped_and_its_piece_stays_once(writer: Writer, parrot: Parrot, piece: str) -> None:
+    parrot.answer = "Hello Anna,\n\nyes.\n" + piece * 300
+    draft = last(writer.draft(DraftRequest("say yes", to="Anna", subject="s")))
+    assert draft.done and draft.tokens < 4 * len(piece.split()) + 70, "it was stopped"
+    assert draft.text == "Hello Anna,\n\nyes.\n" + piece.strip()
+
+
+@pytest.mark.parametrize("piece", ["ha", "漢字を", "0", "🙂👍x", "-=-"])
+def test_a_loop_needs_no_words(piece: str) -> None:
+    assert loop("Yes. " + piece * 120) == len("Yes. " + piece)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Thanks, thanks, thanks! See you on Friday.",
+        "ha ha ha ha ha ha",
+        "Agenda\n" + "-" * 72,
+        "".join(f"- please send the signed contract to person {n} of the list\n" for n in range(9)),
+        "1000000000000000000000",
+        "",
+    ],
+)
+def test_what_is_no_loop_stays(text: str) -> None:
+    assert [loop(text[:n]) for n in range(len(text) + 1)] == [None] * (len(text) + 1)
 
 
 @pytest.mark.parametrize(
