@@ -1,0 +1,261 @@
+"""Sums of codewords under a quadratic error: search the codes, fit the codebooks and scales (AQLM, arXiv:2401.06118).
+
+    error = tr((W − Ŵ) H (W − Ŵ)ᵀ),   Ŵ[n, j-th group] = scale[n] · Σ_m books[m, codes[n, j, m]]
+
+Letters as in `compress.ops`; M codebooks of K words of g inputs. Nothing here waits for the device.
+Knows tensors; knows no file, no layer, no bits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from compress.feedback import sweep
+from compress.kmeans import least
+
+BLOCK = 128  # inputs whose share of the residual is kept up to date; the others' is computed when they are reached
+
+
+class Rows(NamedTuple):
+    """Rows [start, stop) of the target, with their Hessian (D, D)."""
+
+    start: int
+    stop: int
+    hessian: Tensor
+
+
+@dataclass(frozen=True)
+class Sums:
+    """books (M, K, g) fp32, codes (N, G, M) int32, scale (N,) fp32."""
+
+    books: Tensor
+    codes: Tensor
+    scale: Tensor
+
+    def dense(self) -> Tensor:
+        """(N, D) fp32."""
+        return self.scale[:, None] * words(self.books, self.codes)
+
+
+def words(books: Tensor, codes: Tensor) -> Tensor:
+    """(N, D): the sums of codewords, before the scale."""
+    M, K, g = books.shape
+    table = torch.arange(M, dtype=torch.int32, device=codes.device) * K
+    return F.embedding_bag((codes + table).view(-1, M), books.reshape(M * K, g), mode="sum").view(len(codes), -1)
+
+
+def error(target: Tensor, parts: Sequence[Rows], sums: Sums) -> Tensor:
+    """The objective: a scalar tensor."""
+    lost = target - sums.dense()
+    return sum((lost[a:b] @ h * lost[a:b]).sum() for a, b, h in parts)
+
+
+def search(
+    pull: Tensor, metric: Tensor, books: Tensor, codes: Tensor | None, beam: int, nothing: Tensor | None = None
+) -> Tensor:
+    """Codes (n, M) that make w metric wᵀ − 2 w · pull small, w the sum of their words. The primitive of `encode`.
+
+    pull: (n, g); for the nearest words to points t it is t @ metric. metric: (g, g). codes: (n, M) to start from, whose
+    value is not exceeded (but by rounding); without, words are added one by one. Each codebook is visited once, with
+    the `beam` best hypotheses kept. nothing: (n,) added to all values of a row; the nearer the least is to 0, the finer
+    the comparison.
+    """
+    n, (M, K, g) = len(pull), books.shape
+    pushes = books @ metric
+    costs = (pushes * books).sum(2, keepdim=True)  # (M, K, 1)
+    tables = torch.cat((-2 * books, costs, torch.ones_like(costs)), 2).mT  # (M, g + 2, K): state @ table = value
+    moves = F.pad(-pushes, (0, 2))
+    value = pull.new_zeros(n, 1) if nothing is None else nothing[:, None]
+    state = torch.cat((pull, pull.new_ones(n, 1), value), 1)  # what is left to pull, 1, the value so far
+    chosen = pull.new_zeros(n, 1, M, dtype=torch.long)
+    if codes is not None:
+        chosen = codes.long()[:, None]
+        for m in range(M):
+            state = state + moves[m].index_select(0, chosen[:, 0, m])
+    state = state[:, None]  # (n, hypotheses, g + 2)
+    for m in range(M):
+        if codes is not None:
+            state = _without(state, books[m], moves[m], costs[m], chosen[..., m].flatten())
+        values = (state.view(-1, g + 2) @ tables[m]).view(n, -1)
+        value, place = least(values, min(beam, values.shape[1]) if m < M - 1 else 1)
+        if state.shape[1] > 1:
+            parent, code = (place // K)[..., None], place % K
+            state = state.gather(1, parent.expand(-1, -1, g + 2))
+            chosen = chosen.gather(1, parent.expand(-1, -1, M))
+        else:
+            code, chosen = place, chosen.expand(-1, place.shape[1], -1).clone()
+        chosen[..., m] = code
+        state = state + moves[m].index_select(0, code.flatten()).view(n, -1, g + 2)
+        state[..., -1] = value
+    return chosen[:, 0].int()
+
+
+def _without(state: Tensor, book: Tensor, moves: Tensor, costs: Tensor, code: Tensor) -> Tensor:
+    """The state with one word taken out: the value so far is then what the other words are worth."""
+    n, b, width = state.shape
+    word, move = book.index_select(0, code), moves.index_select(0, code)
+    state = state.reshape(n * b, width) - move
+    state[:, -1] += 2 * (word * state[:, :-2]).sum(1) - costs.index_select(0, code)[:, 0]
+    return state.view(n, b, width)
+
+
+def encode(
+    target: Tensor, parts: Sequence[Rows], sums: Sums, beam: int = 1, rows: int = 1024, allowed: Tensor | None = None
+) -> Sums:
+    """One pass of coordinate descent over the groups of inputs: the error does not grow.
+
+    allowed: (N, G) bool, the groups whose codes may change (all, if None). rows: taken at a time.
+    """
+    codes = sums.codes.clone()
+    for a, b, hessian in parts:
+        for at in range(a, b, rows):
+            piece = slice(at, min(at + rows, b))
+            scale = inverse(sums.scale[piece])[:, None]
+            may = None if allowed is None else allowed[piece]
+            codes[piece] = _descend(target[piece] * scale, hessian, sums.books, codes[piece], beam, may)
+    return replace(sums, codes=codes)
+
+
+def _descend(target: Tensor, hessian: Tensor, books: Tensor, codes: Tensor, beam: int, may: Tensor | None) -> Tensor:
+    g, codes = books.shape[2], codes.clone()
+    lost = target - words(books, codes)
+    for block in torch.arange(target.shape[1], device=target.device).split(BLOCK // g * g):
+        low, high = int(block[0]), int(block[-1]) + 1  # noqa
+        residual = lost @ hessian[:, low:high]  # (n, block)
+        for at in range(low, high, g):
+            metric, here = hessian[at : at + g, at : at + g], slice(at - low, at - low + g)
+            old, j = words(books, codes[:, at // g, None]), at // g
+            new = search(residual[:, here] + old @ metric, metric, books, codes[:, j], beam)
+            if may is not None:
+                new = torch.where(may[:, j, None], new, codes[:, j])
+            change = words(books, new[:, None]) - old
+            codes[:, j] = new
+            lost[:, at : at + g] -= change
+            residual -= change @ hessian[at : at + g, low:high]
+    return codes
+
+
+def start(target: Tensor, parts: Sequence[Rows], uppers: Sequence[Tensor], sums: Sums, beam: int, rows: int) -> Sums:
+    """Codes from nothing, group after group, each group's error fed back into the inputs after it.
+
+    uppers: `feedback.inverse_upper` of each part's damped Hessian. The codes of `sums` are not read. rows: at a time.
+    """
+    codes = torch.zeros_like(sums.codes)
+    for (a, b, _), upper in zip(parts, uppers, strict=True):
+        for at in range(a, b, rows):
+            piece = slice(at, min(at + rows, b))
+            codes[piece] = _feed(target[piece] * inverse(sums.scale[piece])[:, None], upper, sums.books, beam)
+    return replace(sums, codes=codes)
+
+
+def _feed(target: Tensor, upper: Tensor, books: Tensor, beam: int) -> Tensor:
+    g, codes = books.shape[2], []
+
+    def choose(at: int, now: Tensor) -> Tensor:
+        root = torch.linalg.inv(upper[at : at + g, at : at + g])
+        metric = root @ root.T  # what an error costs here once the inputs after it adapt
+        pull = now.T @ metric
+        codes.append(search(pull, metric, books, None, beam, (pull * now.T).sum(1)))
+        return words(books, codes[-1][:, None]).T
+
+    sweep(target.T, upper, choose, g)
+    return torch.stack(codes, 1)
+
+
+def rescale(target: Tensor, parts: Sequence[Rows], sums: Sums) -> Sums:
+    """The best scale of each row: ⟨W, V⟩_H / ⟨V, V⟩_H with V the words before the scale; 0 where V weighs nothing."""
+    value, scales = words(sums.books, sums.codes), []
+    for a, b, hessian in parts:
+        weighted = value[a:b] @ hessian
+        own = (weighted * value[a:b]).sum(1)
+        scales.append((weighted * target[a:b]).sum(1) * inverse(own))
+    return replace(sums, scale=torch.cat(scales))
+
+
+def fit(target: Tensor, parts: Sequence[Rows], sums: Sums, steps: int) -> Sums:
+    """Better codebooks for fixed codes and scales: `steps` of preconditioned conjugate gradients in fp32.
+
+    The preconditioner is (weighted counts of pairs of codes) ⊗ (mean diagonal block of H): exact if H = I.
+    """
+    books, scale = sums.books, sums.scale[:, None]
+    scatter, solve = _adjoint(sums), _preconditioner(parts, sums)
+
+    def push(rows: Tensor) -> Tensor:
+        return scatter(torch.cat([rows[a:b] @ h for a, b, h in parts]) * scale)
+
+    lost = push(target - scale * words(books, sums.codes))
+    direction = near = solve(lost)
+    norm = (lost * near).sum()
+    enough = norm * 1e-8  # beyond it rounding errors would be amplified along directions that change nothing
+    for _ in range(steps):
+        moved = push(scale * words(direction, sums.codes))
+        step = torch.where(norm > enough, norm * inverse((direction * moved).sum()), 0.0)
+        books, lost = books + step * direction, lost - step * moved
+        near = solve(lost)
+        before, norm = norm, (lost * near).sum()
+        direction = near + norm * inverse(before) * direction
+    return replace(sums, books=_centred(books))
+
+
+def _centred(books: Tensor) -> Tensor:
+    """The same sums with all codebooks but the first around zero: what one adds another may not take away."""
+    mean = books.mean(1, keepdim=True)  # (M, 1, g)
+    return torch.cat((books[:1] - mean[:1] + mean.sum(0, keepdim=True), books[1:] - mean[1:]))
+
+
+def _adjoint(sums: Sums):
+    """The function (N, D) -> (M, K, g) that sums for each word the places where it is used."""
+    M, K, g = sums.books.shape
+    flat = sums.codes.view(-1, M)
+    small = torch.uint8 if K <= 256 else torch.int32  # a radix sort: the fewer bytes the faster
+    orders = [column.to(small).sort(stable=True)[1] for column in flat.T.contiguous()]
+    counts = torch.cat([torch.bincount(column, minlength=K) for column in flat.T.contiguous()])
+    starts = torch.cat((counts.new_zeros(1), counts.cumsum(0)))
+    where = torch.sparse_csr_tensor(
+        starts,
+        torch.cat(orders),
+        torch.ones(flat.numel(), device=flat.device),
+        (M * K, len(flat)),
+        check_invariants=False,
+    )
+    return lambda rows: (where @ rows.view(-1, g)).view(M, K, g)
+
+
+def _preconditioner(parts: Sequence[Rows], sums: Sums):
+    M, K, g = sums.books.shape
+    blocks = [torch.stack([h[i : i + g, i : i + g] for i in range(0, len(h), g)]) for _, _, h in parts]  # (G, g, g)
+    size = [b.diagonal(dim1=1, dim2=2).mean(1) for b in blocks]
+    mean = torch.cat(blocks).mean(0) / torch.cat(size).mean()
+    weight = torch.cat([s.expand(b - a, -1) for (a, b, _), s in zip(parts, size, strict=True)])
+    weight = (weight * sums.scale.square()[:, None]).view(-1)
+    flat = sums.codes.view(-1, M).T.long()
+    if M * K > 4096:
+        mass = torch.stack([torch.zeros(K, device=weight.device).index_add_(0, c, weight) for c in flat])
+        divide = mass.clamp(min=float(torch.finfo(torch.float32).tiny))
+        inner = torch.linalg.inv(_damped(mean))
+        return lambda r: r / divide[..., None] @ inner
+    pairs = torch.zeros(M, K, M, K, device=weight.device)
+    for a in range(M):
+        for b in range(a, M):
+            found = torch.bincount(flat[a] * K + flat[b], weight, K * K).view(K, K).float()
+            pairs[a, :, b], pairs[b, :, a] = found, found.T
+    outer, inner = (
+        torch.cholesky_inverse(torch.linalg.cholesky(_damped(pairs.view(M * K, M * K)))),
+        torch.linalg.inv(_damped(mean)),
+    )
+    return lambda r: (outer @ r.view(M * K, g) @ inner).view(M, K, g)
+
+
+def _damped(matrix: Tensor, share: float = 1e-3) -> Tensor:
+    return matrix + share * matrix.diagonal().mean() * torch.eye(len(matrix), device=matrix.device)
+
+
+def inverse(x: Tensor) -> Tensor:
+    """1 / x, and 0 where x is 0."""
+    return torch.where(x == 0, x, 1 / x)
