@@ -10,6 +10,7 @@ from torch import Tensor
 
 from compress import ops
 from compress.errors import CompressError
+from compress.feedback import damped
 from compress.weight import LowRank, QuantizedWeight
 
 FACTOR_BITS = 16
@@ -39,13 +40,6 @@ def repair(weight: QuantizedWeight, target: Tensor, hessian: Tensor, rank: int, 
 def rank_for(bits: float, N: int, D: int) -> int:
     """The rank that costs `bits` more bits a weight of an (N, D) layer, at least 1."""
     return max(1, int(bits * N * D / (FACTOR_BITS * (N + D))))
-
-
-def damped(hessian: Tensor, damp: float) -> Tensor:
-    """(…, D, D) fp32 with `damp` of its mean diagonal added; the identity in place of one that is zero."""
-    size = hessian.diagonal(dim1=-2, dim2=-1).mean(-1)[..., None, None]  # (…, 1, 1)
-    eye = torch.eye(hessian.shape[-1], device=hessian.device)
-    return torch.where(size > 0, hessian.float() / size.clamp(min=1e-30) + damp * eye, eye)  # scale changes no optimum
 
 
 def _directions(error: Tensor, hessian: Tensor, rank: int) -> Tensor:
