@@ -31,6 +31,8 @@ def write(weight: QuantizedWeight, name: str) -> dict[str, Tensor]:
     scale = weight.scale()  # (N, G)
     group = D // scale.shape[1]
     zero = torch.full_like(scale, 2.0 ** (grid.bits - 1)) if grid.zero is None else grid.zero()
+    if name == "gptq" and (zero == 0).any():
+        raise CompressError("a zero of 0 has no place in version 1, where old readers let it run over: use gptq_v2")
     order = weight.transform.order
     order = torch.arange(D) if order is None else order.cpu().long()
     codes = ops.unpack(grid.codes.cpu(), D, grid.bits)[:, order.argsort()]  # in the order of the inputs

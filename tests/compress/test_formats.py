@@ -27,7 +27,7 @@ def codes(N: int, D: int, bits: int) -> torch.Tensor:
 
 def grid(N: int, D: int, bits: int, group: int, zero: bool = False, permuted: bool = False) -> QuantizedWeight:
     G = D // group
-    made = Grid(N, D, bits, Whole.of(torch.randint(0, 2**bits, (N, G)), bits) if zero else None)
+    made = Grid(N, D, bits, Whole.of(torch.randint(1, 2**bits, (N, G)), bits) if zero else None)
     made.codes = codes(N, D, bits)
     transform = Transform(N, D, permuted=permuted)
     if permuted:
@@ -193,9 +193,15 @@ REFUSED = {
     "a permutation": ("compressed-tensors", lambda: grid(32, 32, 3, 32, permuted=True), "permuted"),
     "a low-rank part": ("gptq", lambda: with_low_rank(grid(32, 32, 3, 32)), "low-rank"),
     "odd sizes": ("gptq", lambda: grid(33, 32, 3, 32), "divide by 32"),
+    "a zero of 0": ("gptq", lambda: with_zero(grid(32, 32, 3, 32, True)), "use gptq_v2"),
     "other tiles": ("spqr", lambda: grid(32, 32, 3, 16), "another kind"),
     "an unknown format": ("onnx", lambda: grid(32, 32, 3, 32), "choose one of plain, aqlm"),
 }
+
+
+def with_zero(weight: QuantizedWeight) -> QuantizedWeight:
+    weight.decode.zero = Whole.of(torch.zeros(32, 1).int(), 3)
+    return weight
 
 
 def with_low_rank(weight: QuantizedWeight) -> QuantizedWeight:
