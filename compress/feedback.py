@@ -76,6 +76,16 @@ def arrange(hessian: Tensor, D: int, damping: float, act_order: bool) -> tuple[T
     return order, inverse_upper(damped(hessian[:, order[:, None], order], damping))
 
 
+def costs(upper: Tensor, N: int) -> Tensor:
+    """What a squared error costs when the inputs after it adapt, U[j, j]⁻²: (D, N), or (D, 1) if all N rows agree.
+
+    upper: (Q, D, D).
+    """
+    cost = upper.diagonal(dim1=-2, dim2=-1).pow(-2).T  # (D, Q)
+    sizes = torch.tensor([len(rows) for rows in torch.arange(N).tensor_split(len(upper))], device=cost.device)
+    return cost if len(upper) == 1 else cost.repeat_interleave(sizes, 1)
+
+
 def feed(upper: Tensor, step: int = 1) -> Tensor:
     """(D, D): row block b is U[b, b]⁻¹ U[b, :]; an error e of block b changes the later weights by −feed[b, :]ᵀ e."""
     blocks = upper.unflatten(0, (-1, step))  # (D/step, step, D)
@@ -88,14 +98,17 @@ def feed(upper: Tensor, step: int = 1) -> Tensor:
 def sweep(columns: Tensor, upper: Tensor, choose: Callable[[int, Tensor], Tensor], step: int = 1) -> Tensor:
     """Decide on `step` inputs at a time; what a decision loses, the inputs after it make up for as far as they can.
 
-    columns: (D, N), the transposed weight, D divisible by `step`. upper: `inverse_upper` of its Hessian.
+    columns: (D, N), the transposed weight, D divisible by `step`. upper: `inverse_upper` of its Hessian, (D, D), or
+    (Q, D, D) for Q output groups.
     choose(j, now): called for j = 0, step, 2 step, …; now (step, N) holds inputs j … j+step as the errors so far
     have moved them, all of them current; returns what they decode to. Returns (D, N), everything chosen.
 
     The loss tr(E H Eᵀ) is Σ_j |now_j − chosen_j|² / U[j, j]² at step 1. Updates are lazy by halves: every product is
     as large as the recursion allows, and nothing is read before all errors before it have arrived.
     """
-    w, errors, gain = columns.clone(), torch.empty_like(columns), feed(upper, step)
+    w, errors = columns.clone(), torch.empty_like(columns)
+    gains = [feed(matrix, step) for matrix in upper.view(-1, *upper.shape[-2:])]
+    parts = list(zip(w.tensor_split(len(gains), 1), errors.tensor_split(len(gains), 1), gains, strict=True))
 
     def over(first: int, last: int) -> None:
         if last - first == step:
@@ -103,7 +116,8 @@ def sweep(columns: Tensor, upper: Tensor, choose: Callable[[int, Tensor], Tensor
             return
         middle = first + (last - first) // (2 * step) * step
         over(first, middle)
-        w[middle:last].addmm_(gain[first:middle, middle:last].T, errors[first:middle], alpha=-1)
+        for rows, lost, gain in parts:
+            rows[middle:last].addmm_(gain[first:middle, middle:last].T, lost[first:middle], alpha=-1)
         over(middle, last)
 
     over(0, len(w))

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from compress.errors import CompressError
-from compress.feedback import arrange, check, sweep
+from compress.feedback import arrange, check, costs, sweep
 from compress.methods.rtn import Levels, fit, grid_for, on_grid, whole_groups
 from compress.transform import Transform
 from compress.weight import QuantizedWeight
@@ -67,11 +67,8 @@ def _one(w: Tensor, order: Tensor, upper: Tensor, config: Config) -> QuantizedWe
     if stored:
         transform.order = order.int()
     columns = Transform(N, G * g).weight(w).T[order]  # (D', N)
-    groups = zip(columns.tensor_split(len(upper), 1), upper, strict=True)
-    rounded = _static if config.static_groups else _in_order
-    parts = [rounded(rows, order, matrix, g, config) for rows, matrix in groups]
-    codes, scale, zero = (torch.cat(part, 1).T for part in zip(*parts, strict=True))
-    return on_grid(w.shape, codes, scale, None if config.symmetric else zero, config.bits, transform)
+    codes, scale, zero = (_static if config.static_groups else _in_order)(columns, order, upper, g, config)
+    return on_grid(w.shape, codes.T, scale.T, None if config.symmetric else zero.T, config.bits, transform)
 
 
 Rounded = tuple[Tensor, Tensor, Tensor]  # codes (D', N), scale and zero (G, N)
@@ -79,28 +76,28 @@ Rounded = tuple[Tensor, Tensor, Tensor]  # codes (D', N), scale and zero (G, N)
 
 def _in_order(columns: Tensor, order: Tensor, upper: Tensor, g: int, config: Config) -> Rounded:
     """Groups of neighbours in the order, each fitted when its turn comes, on the weights as they are then."""
-    cost, codes, fitted = upper.diagonal().pow(-2)[:, None], torch.empty_like(columns), []
+    cost, codes, fitted = costs(upper, columns.shape[1]), torch.empty_like(columns), []
 
     def choose(first: int, now: Tensor) -> Tensor:
-        levels = fit(now, config.bits, config.symmetric, config.search, cost[first : first + g])
+        here = slice(first, first + g)
+        levels = fit(now, config.bits, config.symmetric, config.search, cost[here])
         fitted.append(levels)
 
         def nearest(j: int, column: Tensor) -> Tensor:
             codes[first + j] = levels.codes(column)
             return levels.decode(codes[first + j][None])
 
-        corner = slice(first, first + g)
-        return sweep(now, upper[corner, corner], nearest)
+        return sweep(now, upper[:, here, here], nearest)
 
     sweep(columns, upper, choose, g)
-    return codes, *(torch.stack(table) for table in list(zip(*fitted, strict=True))[:2])
+    return codes, torch.stack([f.scale for f in fitted]), torch.stack([f.zero for f in fitted])
 
 
 def _static(columns: Tensor, order: Tensor, upper: Tensor, g: int, config: Config) -> Rounded:
     """Groups of neighbours in the weight, all fitted first."""
-    back, cost, codes = order.argsort(), upper.diagonal().pow(-2), torch.empty_like(columns)
-    groups = columns[back].unflatten(0, (-1, g))
-    levels = fit(groups, config.bits, config.symmetric, config.search, cost[back].view(-1, g, 1))
+    back, codes = order.argsort(), torch.empty_like(columns)
+    groups, cost = (t[back].unflatten(0, (-1, g)) for t in (columns, costs(upper, columns.shape[1])))
+    levels = fit(groups, config.bits, config.symmetric, config.search, cost)
     scale, zero = levels.scale[order // g], levels.zero[order // g]  # (D', N)
 
     def nearest(j: int, column: Tensor) -> Tensor:
