@@ -192,7 +192,9 @@ def assign_tensors_(
     state |= {n: expected[n] for n in compressed if not expected[n].is_meta}  # an imported layer brought its own
     _check(folder, expected, state)
     model.load_state_dict(state, assign=True)
-    if not isinstance(model.get_input_embeddings(), QuantizedEmbedding):
+    if isinstance(embedding := model.get_input_embeddings(), QuantizedEmbedding):
+        embedding.dtype = dtype
+    else:
         model.tie_weights()
     _fill_computed_(model, config)
 

@@ -42,12 +42,13 @@ class QuantizedLinear(nn.Linear):
 
 
 class QuantizedEmbedding(nn.Module):
-    """Rows of a compressed weight; may share it with the head (tied)."""
+    """Rows of a compressed weight, in `dtype`; may share it with the head (tied)."""
 
     def __init__(self, weight: QuantizedWeight) -> None:
         super().__init__()
         self.quantized = weight
         self.num_embeddings, self.embedding_dim = weight.shape
+        self.dtype = torch.float32
         self._held: Tensor | None = None
 
     def hold(self, dtype: torch.dtype | None = None) -> None:
@@ -60,8 +61,8 @@ class QuantizedEmbedding(nn.Module):
         return self.quantized.dense() if self._held is None else self._held
 
     def forward(self, ids: Tensor) -> Tensor:
-        """(…) -> (…, D) in the default dtype."""
-        return F.embedding(ids, self.weight.to(torch.get_default_dtype() if self._held is None else self._held.dtype))
+        """(…) -> (…, D)."""
+        return F.embedding(ids, self.weight).to(self.dtype)
 
 
 def quantized_layers(model: nn.Module) -> dict[str, QuantizedLinear | QuantizedEmbedding]:

@@ -11,7 +11,7 @@ import resource
 import shutil
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from hashlib import sha256
 from pathlib import Path
@@ -26,15 +26,24 @@ from compress import ops, ranks
 from compress.blocks import find_blocks, left_out, plain_linears, replace_, weights_in
 from compress.calibrate import Guide, Statistics, Stream, advance_, capture, guides, statistics
 from compress.checkpoint import bits_per_weight, layer_spec, load_model, replace_layers_, save_model, share_, unshared
+from compress.embeddings import EmbeddingConfig, compress_embeddings_, token_counts
+from compress.eora import repair
 from compress.errors import CompressError
-from compress.linear import QuantizedLinear, quantized_layers
+from compress.linear import QuantizedEmbedding, QuantizedLinear, quantized_layers
 from compress.methods import Method
 from compress.methods import method as method_of
+from compress.rotate import rotate_
 from compress.text import load_tokenizer, own_samples, token_sequences
+from compress.tune import TuneConfig, tune_block
 from compress.weight import QuantizedWeight
 
 REPORT = "report.json"
 GIB = 2**30
+ROTATIONS: dict[str, dict[str, bool] | None] = {
+    "no": None,
+    "heads": {"residual": False, "heads": True},
+    "full": {"residual": True, "heads": True},
+}
 
 
 @dataclass(frozen=True)
@@ -48,7 +57,7 @@ class Options:
     guided: int = 0  # output groups that each have a Hessian weighted by the loss's gradients (GuidedQuant); 0: plain
     tune: int = 0  # at most so many epochs of tuning a block against the uncompressed one; 0: none
     eora: int = 0  # rank of a low-rank repair; 0: none
-    rotate: bool = False  # rotate the hidden space (QuaRot) before anything else
+    rotate: str = "no"  # QuaRot first: "heads" turns values, "full" the hidden space too (and unties tied embeddings)
     embeddings: int = 8  # bits of the input embedding, 4 to 8; 0 leaves it at 16
     head: int = 8  # bits of the output head, 4 to 8; 0 leaves it at 16
     memory: float = 4.0  # GiB of hidden states in memory; beyond, they lie in files beside the output
@@ -139,6 +148,12 @@ def check_options(options: Options, out: Path) -> None:
     }.items():
         if getattr(options, name) < least:
             raise CompressError(f"{name} is {getattr(options, name)}: give {least} or more")
+    if options.rotate not in ROTATIONS:
+        raise CompressError(f"rotate is '{options.rotate}': choose one of {', '.join(ROTATIONS)}")
+    if options.tune and options.sequences % ranks.world():
+        raise CompressError(
+            f"sequences is {options.sequences}: tuning needs as many for each of {ranks.world()} processes"
+        )
     for name in ("embeddings", "head"):
         if getattr(options, name) not in (0, 4, 5, 6, 7, 8):
             raise CompressError(f"{name} is {getattr(options, name)} bits: choose 4 to 8, or 0 to leave it at 16")
@@ -271,8 +286,11 @@ class _Compressor:
 
     def run(self, ids: Tensor) -> list[dict[str, Any]]:
         """Compress every block in place; the notes of each."""
+        self._rotate()
         guide = self._guides(ids)
         streams, found, clock = _Streams(self, ids), [], Clock(len(self.blocks))
+        self._ends(ids)
+        streams.start(ids)
         for index, block in enumerate(self.blocks):
             block.to(self.device)
             streams.pass_by(index, block)
@@ -292,8 +310,29 @@ class _Compressor:
         torch.manual_seed(self.options.seed + index)
         seen = statistics(block, plain_linears(block), streams.inputs, index, self.device, guide)
         notes = {"left_out": {f"{self.prefix}.{index}.{n}": count for n, count in left_out(block).items()}}
-        rows = compress_layers_(block, seen, self.method, self.config, f"{self.prefix}.{index}.")
+        rows = compress_layers_(block, seen, self._quantize, f"{self.prefix}.{index}.")
         return notes | {"layers": [asdict(row) for row in rows], "tuned": streams.tune_(index, block)}
+
+    def _quantize(self, weights: list[Tensor], hessians: list[Tensor]) -> list[QuantizedWeight]:
+        made = self.method.quantize(weights, hessians, self.config)
+        if not self.options.eora:
+            return made
+        return [repair(*each, self.options.eora) for each in zip(made, weights, hessians, strict=True)]
+
+    def _rotate(self) -> None:
+        how, dtype = ROTATIONS[self.options.rotate], working_dtype(self.model)
+        if how is not None:
+            rotate_(self.model.float(), self.options.seed, **how)
+            self.model.to(dtype)
+
+    def _ends(self, ids: Tensor) -> None:
+        """Compress the input embedding and the head, so that the blocks see the embeddings that they will get."""
+        options, dtype = self.options, working_dtype(self.model)
+        if options.embeddings or options.head:
+            counts = token_counts(ids[: options.sequences], self.model.config.get_text_config().vocab_size)
+            compress_embeddings_(self.model, EmbeddingConfig(options.embeddings, options.head), counts)
+        if isinstance(embedding := self.model.get_input_embeddings(), QuantizedEmbedding):
+            embedding.dtype = dtype
 
     def _guides(self, ids: Tensor) -> list[Guide] | None:
         if not self.options.guided:
@@ -315,12 +354,23 @@ class _Streams:
     """Hidden states of the calibration set: as the compressed blocks give them and, for tuning, as they should be."""
 
     def __init__(self, run: _Compressor, ids: Tensor) -> None:
-        self.run, count = run, run.options.sequences
-        self.inputs = self._capture("inputs", ranks.share(ids[:count]))
-        self.ideal = self.held_out = self.held_out_ideal = None
+        """The ideal ones, of the model as it was."""
+        self.run = run
+        self.inputs = self.held_out = self.ideal = self.held_out_ideal = None
         if run.options.tune:
-            self.held_out = self._capture("held_out", ids[count:])
-            self.ideal, self.held_out_ideal = self._copy("ideal", self.inputs), self._copy("wanted", self.held_out)
+            mine, held_out = self._parts(ids)
+            self.ideal, self.held_out_ideal = self._capture("ideal", mine), self._capture("wanted", held_out)
+
+    def start(self, ids: Tensor) -> None:
+        """The others, of the model with compressed embeddings."""
+        mine, held_out = self._parts(ids)
+        self.inputs = self._capture("inputs", mine)
+        if self.run.options.tune:
+            self.held_out = self._capture("held_out", held_out)
+
+    def _parts(self, ids: Tensor) -> tuple[Tensor, Tensor]:
+        count = self.run.options.sequences
+        return ranks.share(ids[:count]), ids[count:]
 
     def _file(self, name: str, shape: torch.Size) -> Path | None:
         size = shape.numel() * 4 * (2 if self.run.options.tune else 1)
@@ -330,11 +380,6 @@ class _Streams:
         width = self.run.model.config.get_text_config().hidden_size
         path = self._file(name, torch.Size((*ids.shape, width)))
         return capture(self.run.model, self.run.blocks, ids, self.run.batch, path)
-
-    def _copy(self, name: str, stream: Stream) -> Stream:
-        made = stream.empty(self._file(name, stream.hidden.shape))
-        made.hidden.copy_(stream.hidden)
-        return made
 
     def pass_by(self, index: int, block: nn.Module) -> None:
         """Let the ideal streams go through the uncompressed block."""
@@ -352,44 +397,48 @@ class _Streams:
         """Fit the compressed block to the ideal outputs; what that brought, None without tuning."""
         if self.ideal is None:
             return None
-        from compress.tune import TuneConfig, tune_block
-
         config = TuneConfig(epochs=self.options.tune, batch=max(1, 4 // self.run.batch), seed=self.options.seed)
         validation = self.held_out.calls_of(index), self.held_out_ideal.parts()
-        report = tune_block(block, self.inputs.calls_of(index), self.ideal.parts(), validation, config)
+        with ranks.averaged_steps():
+            report = tune_block(block, self.inputs.calls_of(index), self.ideal.parts(), validation, config)
         return asdict(report)
 
 
-def compress_layers_(block: nn.Module, seen: Statistics, method: Method, config: Any, prefix: str) -> list[LayerReport]:
+def compress_layers_(
+    block: nn.Module,
+    seen: Statistics,
+    quantize: Callable[[list[Tensor], list[Tensor]], list[QuantizedWeight]],
+    prefix: str,
+) -> list[LayerReport]:
     """Replace the linear layers of a block by compressed ones; layers that read the same input go to the method together.
 
     Processes share the groups out among them; all get all results.
     """
     hessians, groups, layers = seen.hessians(), seen.groups(), seen.layers
-    mine = {
-        number: _quantize([layers[n] for n in names], [hessians[n] for n in names], method, config, prefix, names)
-        for number, names in enumerate(groups)
-        if number % ranks.world() == ranks.rank()
-    }
+    owners = [number % ranks.world() for number in range(len(groups))]
+    mine = {}
+    for number, names in enumerate(groups):
+        if owners[number] == ranks.rank():
+            with _naming([prefix + name for name in names]):
+                weights = [layers[name].weight.detach().float() for name in names]
+                mine[number] = quantize(weights, [hessians[name] for name in names])
     rows = []
     for number, names in enumerate(groups):
-        device = layers[names[0]].weight.device
-        for name, weight in zip(
-            names, ranks.send_weights(mine.pop(number, None), number % ranks.world(), device), strict=True
-        ):
+        made = ranks.send_weights(mine.pop(number, None), owners[number], layers[names[0]].weight.device)
+        for name, weight in zip(names, made, strict=True):
             layer = layers[name]
             rows.append(_layer_report(prefix + name, layer, weight, hessians[name], seen.tokens[name]))
-            replace_(block, name, QuantizedLinear(weight, layer.bias).to(device))
+            replace_(block, name, QuantizedLinear(weight, layer.bias).to(layer.weight.device))
     return rows
 
 
-def _quantize(
-    layers: list[nn.Linear], hessians: list[Tensor], method: Method, config: Any, prefix: str, names: list[str]
-) -> list[QuantizedWeight]:
+@contextlib.contextmanager
+def _naming(names: list[str]) -> Iterator[None]:
+    """A method does not know whose weights it refuses."""
     try:
-        return method.quantize([layer.weight.detach().float() for layer in layers], hessians, config)
+        yield
     except CompressError as error:
-        raise CompressError(f"{', '.join(prefix + name for name in names)}: {error}") from error
+        raise CompressError(f"{', '.join(names)}: {error}") from error
 
 
 @torch.no_grad()
@@ -403,8 +452,7 @@ def _layer_report(name: str, layer: nn.Linear, weight: QuantizedWeight, hessian:
 @contextlib.contextmanager
 def holding(module: nn.Module) -> Iterator[None]:
     """Inside, compressed layers keep their decoded weights."""
-    layers = quantized_layers(module).values()
-    dtype = next((p.dtype for p in module.parameters() if p.dim() == 1 and p.dtype != torch.float16), torch.float32)
+    layers, dtype = quantized_layers(module).values(), working_dtype(module)
     for layer in layers:
         layer.hold(dtype)
     try:
@@ -412,6 +460,11 @@ def holding(module: nn.Module) -> Iterator[None]:
     finally:
         for layer in layers:
             layer.hold(None)
+
+
+def working_dtype(module: nn.Module) -> torch.dtype:
+    """The dtype of what is not compressed."""
+    return next((p.dtype for name, p in module.named_parameters() if ".quantized." not in name), torch.float32)
 
 
 class Clock:
