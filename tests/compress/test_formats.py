@@ -139,6 +139,11 @@ def filled(make) -> LlamaForCausalLM:
     return net
 
 
+def near(a: torch.Tensor, b: torch.Tensor) -> bool:
+    """Equal but for the fp16 of what is not compressed."""
+    return bool((a - b).norm() < 0.01 * b.norm())
+
+
 IN_FULL = {
     "aqlm": lambda N, D: additive(N, D, 2, 8, 8),
     "gptq": lambda N, D: grid(N, D, 4, 32, True),
@@ -154,7 +159,7 @@ def test_a_whole_model_goes_out_and_comes_back(name: str, tmp_path: Path):
     model, ids = filled(IN_FULL[name]), torch.randint(0, 96, (2, 9))
     export_model(model, tmp_path, tmp_path / "out", name)
     again = load_model(tmp_path / "out")
-    assert torch.allclose(again(ids).logits, model(ids).logits, rtol=5e-2, atol=5e-3)
+    assert near(again(ids).logits, model(ids).logits)
     kept = sum(isinstance(m, QuantizedLinear) for m in again.modules())
     assert kept == (0 if name == "plain" else 14), "layers stay compressed"
 
@@ -166,7 +171,7 @@ def test_the_real_package_reads_what_we_write(name: str, package: str, tmp_path:
     export_model(model, tmp_path, tmp_path / "out", name)
     theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype=torch.float32)
     assert {type(m).__module__.split(".")[0] for m in theirs.modules()} & {package} or name == "compressed-tensors"
-    assert torch.allclose(theirs(ids).logits, model(ids).logits, rtol=5e-2, atol=5e-3)
+    assert near(theirs(ids).logits, model(ids).logits)
 
 
 @pytest.mark.parametrize("symmetric", [True, False])
