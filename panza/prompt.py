@@ -20,6 +20,7 @@ QUOTE_CHARS = 700  # of the newest mail of a thread; older and retrieved ones ge
 EARLIER_CHARS = 350
 
 _DELIMITERS = re.compile(r"<(/?)(mail|answer_this)>|<\|([^|<>\n]{0,40})\|>", re.IGNORECASE)
+_CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
 
 
 def write(
@@ -72,8 +73,11 @@ def length_class(text: str) -> str:
 
 
 def as_data(text: str) -> str:
-    """`text` with the template's own marks broken, so that no mail can pose as part of the prompt."""
-    return _DELIMITERS.sub(lambda m: m.group(0).replace("<", "‹").replace(">", "›"), text)
+    """`text` with the template's own marks broken, so that no mail can pose as part of the prompt.
+
+    Control characters are left out, so that no draft can hand a mail's escape sequences on to a terminal.
+    """
+    return _DELIMITERS.sub(lambda m: m.group(0).replace("<", "‹").replace(">", "›"), _CONTROL.sub("", text))
 
 
 def _chat(system: str, user: str) -> Chat:
