@@ -1,44 +1,55 @@
-"""python -m pretrain VERB: tokenizer, prepare, pretrain, tune, ship, measure, export. Order and times: pretrain/README.md."""
+"""python -m pretrain VERB: clean, tokenizer, prepare, pretrain, tune, sweep, ship, measure, export. See pretrain/README.md."""
 
 from __future__ import annotations
 
 import argparse
 import json
 import os
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 
 BASE = Path(__file__).resolve().parent.parent / "data" / "base"
-VOCAB = 12288
+VOCAB = 16384
 
 
 def main(argv: Sequence[str] | None = None) -> None:
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # before torch: threads that spin starve a shared machine
+    argv = sys.argv[1:] if argv is None else argv
     parser = argparse.ArgumentParser(prog="python -m pretrain", description=__doc__)
     verbs = parser.add_subparsers(dest="verb", required=True)
     for name, (run, arguments) in VERBS.items():
         verb = verbs.add_parser(name, help=(run.__doc__ or "").split("\n")[0])
-        for flags, options in arguments:
+        for flags, options in arguments() if argv[:1] == [name] else ():
             verb.add_argument(*flags, **options)
         verb.set_defaults(run=run)
     args = parser.parse_args(argv)
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # before torch: threads that spin starve a shared machine
     args.run(args)
 
 
+def clean(args: argparse.Namespace) -> None:
+    """Make one clean file of all mail, without repeats and personal data."""
+    from pretrain.corpus import clean_all
+
+    print(json.dumps(clean_all(args.corpora, args.data, args.processes)))
+
+
 def make_tokenizer(args: argparse.Namespace) -> None:
-    """Train the BPE on a sample of the corpora."""
+    """Train the BPE on a sample of the prose and of the clean mail."""
     from pretrain import tokenizer as tk
     from pretrain.corpus import sample
 
-    tk.save(tk.train(sample(args.corpora, args.share), args.vocab), args.tokenizer, args.context)
+    tk.save(tk.train(sample(args.corpora, args.data, args.share), args.vocab), args.tokenizer, args.context)
 
 
 def prepare(args: argparse.Namespace) -> None:
-    """Clean, swap and tokenize the corpora into token files."""
+    """Swap and tokenize the corpora into token files."""
     from pretrain.pack import prepare as run
 
-    run(args.corpora, args.tokenizer, args.data, args.kinds.split(","), args.versions, args.processes)
+    first, _, last = args.versions.rpartition("-")
+    versions = range(int(first or 0), int(last) + (1 if first else 0))
+    run(args.corpora, args.tokenizer, args.data, args.kinds.split(","), versions, args.processes)
 
 
 def train(args: argparse.Namespace) -> None:
@@ -49,14 +60,29 @@ def train(args: argparse.Namespace) -> None:
     from pretrain.train import train as run
 
     default = DEFAULTS[args.verb]
-    given = {
-        f.name: type(getattr(default, f.name))(getattr(args, f.name))
-        for f in fields(default)
-        if getattr(args, f.name) is not None
-    }
-    sizes = {f.name: getattr(args, f.name) for f in fields(Shape) if getattr(args, f.name, None) is not None}
-    shape = Shape(**sizes | {"vocab": tk.load(args.tokenizer).get_vocab_size()})
-    run(args.verb, args.tokens, args.data, args.out, replace(default, **given), shape, args.start)
+    config = replace(default, **_given(args, default))
+    shape = replace(Shape(), **_given(args, Shape()) | {"vocab": tk.load(args.tokenizer).get_vocab_size()})
+    run(config, args.data, args.out, shape, args.start, args.teacher or ())
+
+
+def _given(args: argparse.Namespace, default: object) -> dict[str, object]:
+    """The fields of a config that the command line names, each in its type."""
+    names = {f.name: type(getattr(default, f.name)) for f in fields(default)}  # type: ignore[arg-type]
+    return {n: kind(getattr(args, n)) for n, kind in names.items() if getattr(args, n, None) is not None}
+
+
+def sweep(args: argparse.Namespace) -> None:
+    """Try a table of configurations, one process a GPU, and measure each."""
+    from pretrain.sweep import sweep as run
+
+    run(args.table, args.data, args.tokenizer, args.out, args.only.split(",") if args.only else ())
+
+
+def attempt(args: argparse.Namespace) -> None:
+    """One configuration of a sweep's table: pretrain, tune, measure."""
+    from pretrain.sweep import attempt as run
+
+    run(json.loads(args.table.read_text(encoding="utf-8"))[args.name], args.data, args.tokenizer, args.out)
 
 
 def ship(args: argparse.Namespace) -> None:
@@ -104,10 +130,11 @@ def measure(args: argparse.Namespace) -> None:
     else:
         mails = read_kept(args.data, args.part)
         asked = m.some([i for i in validation_items(args.data, args.part) if i.task == "write"], args.count)
-    print(json.dumps(m.report(model, args.base, m.some(mails, args.mails or len(mails)), asked)), flush=True)
+    folder = args.tokenizer if args.checkpoint else args.base
+    print(json.dumps(m.report(model, folder, m.some(mails, args.mails or len(mails)), asked)), flush=True)
     if args.drafts:
         for item, (text, ended) in zip(
-            m.by_hand(), m.drafts(model, args.base, [i.prompt for i in m.by_hand()]), strict=True
+            m.by_hand(), m.drafts(model, folder, [i.prompt for i in m.by_hand()]), strict=True
         ):
             fields = item.prompt[item.prompt.index(tk.USER) :].replace(tk.USER, "").split(tk.END)[0].strip()
             print(f"{'=' * 60}\n{fields}\n{'-' * 60}\n{text}{'' if ended else ' [no end]'}")
@@ -119,55 +146,67 @@ TOKENIZER: Argument = (("--tokenizer",), {"type": Path, "default": BASE, "help":
 DATA: Argument = (("--data",), {"type": Path, "required": True, "help": "folder of the token files"})
 BASE_DIR: Argument = (("--base",), {"type": Path, "default": BASE})
 CHECKPOINT: Argument = (("--checkpoint",), {"type": Path})
-SHAPE: list[Argument] = [
-    ((f"--{n}",), {"type": int}) for n in ("hidden", "layers", "heads", "kv_heads", "ffn", "context")
-]
-CONFIG: list[Argument] = [
-    ((f"--{n}",), {"type": float}) for n in ("lr", "floor", "decay", "weight_decay", "save_seconds")
-]
-CONFIG += [
-    ((f"--{n}",), {"type": int})
-    for n in ("T", "rows", "micro", "warmup", "seed", "validate_every", "documents", "compile")
-]
-TRAIN: list[Argument] = [
-    DATA,
-    TOKENIZER,
-    (("--tokens",), {"type": lambda s: int(float(s)), "required": True}),
-    (("--out",), {"type": Path, "required": True, "help": "folder of the checkpoint and the log"}),
-    (("--start",), {"type": Path, "help": "checkpoint to take the weights from"}),
-    *SHAPE,
-    *CONFIG,
-]
-VERBS: dict[str, tuple[Callable[[argparse.Namespace], None], list[Argument]]] = {
+
+
+def _flags(config: type) -> list[Argument]:
+    """A flag for each field of a config that is a number or a word."""
+    return [((f"--{f.name}",), {"metavar": f.type.upper()}) for f in fields(config) if f.name != "vocab"]
+
+
+def _train_arguments() -> list[Argument]:
+    from pretrain.model import Shape
+    from pretrain.train import TrainConfig
+
+    return [
+        DATA,
+        TOKENIZER,
+        (("--out",), {"type": Path, "required": True, "help": "folder of the checkpoint and the log"}),
+        (("--start",), {"type": Path, "help": "checkpoint to take the weights from"}),
+        (("--teacher",), {"type": Path, "action": "append", "help": "checkpoint to learn from; may be repeated"}),
+        *_flags(Shape),
+        *_flags(TrainConfig),
+    ]
+
+
+SHIPPED: list[Argument] = [(("--checkpoint",), {"type": Path, "required": True}), TOKENIZER, BASE_DIR]
+PROCESSES: Argument = (("--processes",), {"type": int, "default": os.cpu_count()})
+TABLE: Argument = (("--table",), {"type": Path, "required": True, "help": "JSON: name -> configuration"})
+OUT: Argument = (("--out",), {"type": Path, "required": True})
+VERBS: dict[str, tuple[Callable[[argparse.Namespace], None], Callable[[], list[Argument]]]] = {
+    "clean": (clean, lambda: [CORPORA, DATA, PROCESSES]),
     "tokenizer": (
         make_tokenizer,
-        [
+        lambda: [
             CORPORA,
+            DATA,
             TOKENIZER,
             (("--vocab",), {"type": int, "default": VOCAB}),
-            (("--share",), {"type": float, "default": 0.04}),
+            (("--share",), {"type": float, "default": 0.05}),
             (("--context",), {"type": int, "default": 2048}),
         ],
     ),
     "prepare": (
         prepare,
-        [
+        lambda: [
             CORPORA,
             TOKENIZER,
             DATA,
             (("--kinds",), {"default": "prose,mail,items"}),
-            (("--versions",), {"type": int, "default": 4}),
-            (("--processes",), {"type": int, "default": os.cpu_count()}),
+            (("--versions",), {"default": "4", "help": "how many, or their numbers: 4-7"}),
+            PROCESSES,
         ],
     ),
-    "pretrain": (train, TRAIN),
-    "tune": (train, TRAIN),
-    "ship": (ship, [(("--checkpoint",), {"type": Path, "required": True}), TOKENIZER, BASE_DIR]),
+    "pretrain": (train, _train_arguments),
+    "tune": (train, _train_arguments),
+    "sweep": (sweep, lambda: [TABLE, DATA, TOKENIZER, OUT, (("--only",), {"help": "names, with commas"})]),
+    "attempt": (attempt, lambda: [(("name",), {}), TABLE, DATA, TOKENIZER, OUT]),
+    "ship": (ship, lambda: SHIPPED),
     "measure": (
         measure,
-        [
+        lambda: [
             BASE_DIR,
             CHECKPOINT,
+            TOKENIZER,
             (
                 ("--mail",),
                 {"type": Path, "help": "a JSONL file of held-out mails; else the validation authors of --data"},
@@ -179,7 +218,7 @@ VERBS: dict[str, tuple[Callable[[argparse.Namespace], None], list[Argument]]] = 
             (("--drafts",), {"action": "store_true"}),
         ],
     ),
-    "export": (export, [(("dir",), {"type": Path}), BASE_DIR]),
+    "export": (export, lambda: [(("dir",), {"type": Path}), BASE_DIR]),
 }
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
-"""The texts: where each lies, its share, and mail made clean of personal data. Knows text; knows no tokens.
+"""The texts: where each lies, and mail made clean of quotes, repeats and personal data. Knows text; knows no tokens.
 
-One JSON object a line, xz: `text`, and for mail `from`, `to`, `subject`, `ts`, `quoted`.
+One JSON object a line, xz: `text`, and for mail `from`, `to`, `subject`, `ts`, `quoted`. `clean` makes of the mail files
+one file, MAILS, that every later step reads.
 """
 
 from __future__ import annotations
@@ -10,16 +11,26 @@ import json
 import lzma
 import random
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import astuple, dataclass, replace
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
+from zlib import crc32
+
+from panza.mail.clean import clean as own_words
+from panza.mail.quoted import quoted_message
+from panza.types import Address, Message
+from pretrain.private import drop_signature, invent
 
 MAIL = ("enron_mail", "enron_other", "hrc")
 PROSE = ("wiki_a", "wiki_b", "wiki_c", "wiki_d", "wiki_2018", "textbooks", "workplace", "dialogues", "novels")
+MAILS = "mails.jsonl.xz"
 
 VALIDATION_SHARE = 0.01  # of the mails of training authors
 VALIDATION_AUTHORS = 0.02  # of the authors, with all their mail
+CUT_OFF = 1400  # characters: a longer quote was cut by the corpus and has no end
 
 
 @dataclass(frozen=True)
@@ -36,7 +47,10 @@ class Person:
 
 @dataclass(frozen=True)
 class Mail:
-    """One cleaned mail of a corpus. `quoted` is the newest mail that stood under it, by `quoted_from`."""
+    """One cleaned mail of a corpus. `quoted` is the newest mail that stood under it, by `quoted_from`.
+
+    part: "train", "authors" (validation: an author never trained on) or "mails" (validation: a known author's mail).
+    """
 
     key: str
     author: str
@@ -46,6 +60,13 @@ class Mail:
     body: str
     quoted: str = ""
     quoted_from: str = ""
+    part: str = "train"
+
+
+# Mass mail, broken transfer encodings, abuse.
+UNFIT = re.compile(
+    r"(?i)\b(?:unsubscribe|click here|confidentiality notice|viagra|fuck\w*|rap(?:e|ist)\w*|future mailings?)\b|= ?20|=\n"
+)
 
 
 def records(path: Path) -> Iterator[dict[str, Any]]:
@@ -55,7 +76,7 @@ def records(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def part_of(key: str, author: str) -> str:
-    """ "train", "authors" (validation: an author never trained on) or "mails" (validation: a known author's mail)."""
+    """The part of a mail: whole authors and a share of the others' mail are kept aside, the same ones in every run."""
     if stable_share(author) < VALIDATION_AUTHORS:
         return "authors"
     return "mails" if stable_share(key) < VALIDATION_SHARE else "train"
@@ -69,9 +90,10 @@ def stable_share(key: str) -> float:
 def person(who: str) -> Person:
     """ "eric.bass@enron.com" -> Eric Bass; "Mills, Cheryl D" -> Cheryl Mills; an odd address -> its first word."""
     if "@" not in who:
+        who = re.sub(r"\(.*?\)?$|[/\"'].*", "", who)
         last, _, first = who.partition(",")
-        words = [*first.split()[:1], last.strip()] if first.strip() else [*who.split(), "", ""]
-        return Person(words[0].strip(" .\"'"), words[1].strip(" .\"'"))
+        words = [*first.split()[:1], last.strip()] if first.strip() else [*who.split()[:1], *who.split()[1:][-1:]]
+        return Person(*([w.strip(" .\"'") for w in words] + ["", ""])[:2])
     words = [w for w in re.split(r"[._\d-]+", who.split("@")[0]) if len(w) > 1 and w.isalpha()]
     return Person(*([w.capitalize() for w in (words + ["", ""])][:2]))
 
@@ -82,191 +104,145 @@ def addresses(field: str | list[str] | None) -> tuple[Person, ...]:
     return tuple(p for p in (person(a.strip()) for a in listed if a.strip()) if p.first)
 
 
-def mails(path: Path, seed: int = 0) -> Iterator[Mail]:
-    """The mails of a corpus file, cleaned; those with nothing left are skipped."""
-    for n, r in enumerate(records(path)):
-        rng = random.Random(f"{seed} {path.name} {n}")
-        body = clean(r["text"], rng)
-        if len(body.split()) < 3 or not r.get("from"):
-            continue
-        head, quoted = newest_quoted(r.get("quoted", ""))
-        yield Mail(
-            key=f"{path.name} {n}",
-            author=r["from"],
-            sender=person(r["from"]),
-            to=addresses(r.get("to")),
-            subject=invent(_line(r.get("subject", "")), rng),
-            body=body,
-            quoted=clean(quoted, rng),
-            quoted_from=head,
-        )
+# --- one mail -------------------------------------------------------------------------------------------------------
+
+_CONTROL = re.compile(r"(?m)^<Embedded (?:Picture|Image).*>$|[\x00-\x08\x0b-\x1f\x7f\xad\u200b\ufeff]")
 
 
-def _line(text: str) -> str:
-    return " ".join(text.split())
-
-
-# --- clean ----------------------------------------------------------------------------------------------------------
-
-_CUT = re.compile(
-    r"^(?:[ \t]*-{3,}.*(?:Original Message|Forwarded).*|[ \t]*(?:From|To|Sent):[ \t].*|.{2,70} on \d\d?/\d\d?/\d{2,4}\b.*|"
-    r"[ \t]*_{10,}.*|[ \t]*\*{8,}.*)$",
-    re.MULTILINE | re.IGNORECASE,
-)
-_BULLET = re.compile(r"^(?:[-*•>–]|\(?\d{1,2}[.)]|\(?[a-z][.)])\s")
-
-
-def clean(text: str, rng: random.Random) -> str:
+def clean(text: str, author: Person, rng: random.Random) -> str:
     """The author's words: no quotes, signature or personal data; hard wraps undone; marks of the template broken."""
-    text = re.sub(r"[\x00-\x08\x0b-\x1f\x7f]", "", text.replace("\r\n", "\n").replace("\u0001", "'"))
-    text = re.sub(r"\n +(?=\S)", "\n", text.replace("<|", "< |").expandtabs(4))
-    cut = _CUT.search(text)
-    text = text[: cut.start()] if cut else text
-    text = "\n".join(line.rstrip() for line in text.split("\n") if not line.startswith(">"))
-    text = drop_signature(unwrap(text))
-    text = re.sub(r"[ ]{2,}", " ", re.sub(r"\n{3,}", "\n\n", text))
+    return _private(own_words(_plain(text), author.full).own, rng)
+
+
+def _plain(text: str) -> str:
+    return _CONTROL.sub("", text.replace("\r\n", "\n").replace("\u0001", "'").replace("<|", "< |")).expandtabs(4)
+
+
+def _private(text: str, rng: random.Random) -> str:
+    text = re.sub(r"(?m)^ +(?=\S)", "", drop_signature(text))
+    text = re.sub(r"(?<=\S) {2,}(?=\S)", " ", re.sub(r"\n{3,}", "\n\n", text))
     return invent(text, rng).strip()
 
 
-def sample(folder: Path, share: float, seed: int = 0) -> Iterator[str]:
-    """About `share` of the prose and four times as much of the mail: what the tokenizer is trained on."""
+def mail_of(r: dict[str, Any], key: str, seed: int = 0) -> Mail:
+    """A record of a corpus as a clean mail; its body may be empty."""
+    rng, sender = random.Random(f"{seed} {key}"), person(r.get("from") or "")
+    words = own_words(_plain(r["text"]), sender.full)
+    to, subject = addresses(r.get("to")), invent(" ".join((r.get("subject") or "").split()), rng)
+    quoted = _plain(r.get("quoted") or "") or words.quoted
+    receiver = Address(to[0].full if to else "", "")
+    parent = quoted_message(Message(key, 0, Address(sender.full, ""), (receiver,), (), subject, words.own, quoted))
+    author = r.get("from") or ""
+    return Mail(
+        key=key,
+        author=author,
+        sender=sender,
+        to=to,
+        subject=subject,
+        body=_private(words.own, rng),
+        quoted=_private(parent.body, rng) if parent else "",
+        quoted_from=person(parent.sender.name).full if parent and "@" not in parent.sender.name else "",
+        part=part_of(key, author),
+    )
+
+
+# --- all of them ----------------------------------------------------------------------------------------------------
+
+
+def clean_all(corpora: Path, out: Path, processes: int) -> dict[str, int]:
+    """Write MAILS into `out`: every mail once, and the mails they quote. Returns how many, by part and reason."""
+    jobs = [(n, chunk) for n in MAIL if (corpora / f"{n}.jsonl.xz").is_file() for chunk in _chunks(corpora, n)]
+    with get_context("spawn").Pool(processes) as pool:
+        mails = [m for made in pool.imap(_clean_chunk, jobs, chunksize=1) for m in made]
+    known = {m.sender.full.lower() for m in mails if m.part == "authors"}
+    mails += [q for m in mails if (q := quoted_mail(m)) and q.sender.full.lower() not in known]
+    mails.sort(key=lambda m: m.part == "train")  # what is kept aside first: a repeat of it is no training text
+    seen, count = Seen(), Counter[str]()
+    out.mkdir(parents=True, exist_ok=True)
+    temp = out / f"{MAILS}.part"
+    with lzma.open(temp, "wt", encoding="utf-8", preset=2) as f:
+        for m in mails:
+            reason = (
+                "empty" if len(m.body.split()) < 3 or not m.author
+                else "mass mail" if UNFIT.search(m.body)
+                else "repeated" if seen.repeats(m.body)
+                else ""
+            )  # fmt: skip
+            count[reason or m.part] += 1
+            if not reason:
+                f.write(json.dumps(astuple(m), ensure_ascii=False) + "\n")
+    temp.replace(out / MAILS)
+    return dict(count)
+
+
+def read_mails(folder: Path) -> Iterator[Mail]:
+    """The mails that `clean_all` left in `folder`."""
+    with lzma.open(folder / MAILS, "rt", encoding="utf-8") as lines:
+        for line in lines:
+            key, author, sender, to, *rest = json.loads(line)
+            yield Mail(key, author, Person(*sender), tuple(Person(*p) for p in to), *rest)
+
+
+def quoted_mail(m: Mail) -> Mail | None:
+    """The mail under a training mail as one of its own, where the quote is whole and says who wrote it."""
+    if m.part != "train" or not m.quoted_from or not 20 <= len(m.quoted) < CUT_OFF:
+        return None
+    subject = re.sub(r"(?i)^\s*re:\s*", "", m.subject)
+    who = person(m.quoted_from)
+    return replace(
+        m, key=f"{m.key} quoted", author=who.full, sender=who, to=(m.sender,), subject=subject, body=m.quoted,
+        quoted="", quoted_from="",
+    )  # fmt: skip
+
+
+class Seen:
+    """Near-repeats: forwarded newsletters, automatic mail, the same note sent twice. Digits do not count."""
+
+    SPAN = 8  # words
+    SHARE = 0.4  # of a mail's spans that may have been seen
+
+    def __init__(self) -> None:
+        self.spans: set[int] = set()
+
+    def repeats(self, text: str) -> bool:
+        """Whether `text` mostly repeats earlier ones; remembers it otherwise."""
+        words = re.findall(r"\w+", re.sub(r"\d+", "0", text.lower()))
+        if len(words) < self.SPAN:
+            words = [*words, *[""] * (self.SPAN - len(words))]
+        every = 1 if len(words) < 40 else 3  # one span in three tells enough of a longer mail
+        hashes = (crc32(" ".join(words[i : i + self.SPAN]).encode()) for i in range(len(words) - self.SPAN + 1))
+        spans = {h for h in hashes if h % every == 0}
+        if len(spans & self.spans) > self.SHARE * len(spans):
+            return True
+        self.spans |= spans
+        return False
+
+
+def _chunks(corpora: Path, name: str, size: int = 4000) -> Iterator[tuple[int, list[dict[str, Any]]]]:
+    chunk: list[dict[str, Any]] = []
+    for n, r in enumerate(records(corpora / f"{name}.jsonl.xz")):
+        chunk.append(r)
+        if len(chunk) == size:
+            yield n + 1 - size, chunk
+            chunk = []
+    if chunk:
+        yield n + 1 - len(chunk), chunk
+
+
+def _clean_chunk(job: tuple[str, tuple[int, list[dict[str, Any]]]]) -> list[Mail]:
+    name, (first, chunk) = job
+    return [mail_of(r, f"{name} {first + i}") for i, r in enumerate(chunk)]
+
+
+def sample(corpora: Path, data: Path, share: float, seed: int = 0) -> Iterator[str]:
+    """About `share` of the prose and six times as much of the mail: what the tokenizer is trained on."""
     rng = random.Random(seed)
-    for name in MAIL:
-        yield from (m.body for m in mails(folder / f"{name}.jsonl.xz") if rng.random() < 4 * share)
+    yield from (m.body for m in read_mails(data) if m.part == "train" and rng.random() < 6 * share)
     for name in PROSE:
-        yield from (r["text"] for r in records(folder / f"{name}.jsonl.xz") if rng.random() < share)
+        if (path := corpora / f"{name}.jsonl.xz").is_file():
+            yield from (r["text"] for r in records(path) if rng.random() < share)
 
 
-def unwrap(text: str) -> str:
-    """Join a line to the one before where the break was made by a width and not by the author."""
-    lines = text.split("\n")
-    width = max((len(line) for line in lines), default=0)
-    if not 55 <= width <= 90:
-        return text
-    out: list[str] = []
-    for before, line in zip([""] + lines, lines, strict=False):
-        first = line.split(" ", 1)[0]
-        full = len(before) + 1 + len(first) > width - 4
-        if out and full and line.strip() and not line.startswith(" ") and not _BULLET.match(line):
-            out[-1] += " " + line
-        else:
-            out.append(line)
-    return "\n".join(out)
-
-
-_SIGNATURE = re.compile(
-    r"\d{3}[-. ]\d{4}\b|\d{4,5}$|@|https?:|www\.|\b(?:phone|fax|tel|cell|mobile|office|pager|ext)\b|"
-    r"\b(?:inc|corp|llc|l\.l\.p|company|group|services|department|university|division|enron|manager|director|president|"
-    r"counsel|analyst|assistant|specialist|associate|engineer|coordinator|administrator|trader|attorney|street|avenue|suite|"
-    r"floor|p\.o\. box)\b|,\s*(?:tx|texas|ca|ny)\b",
-    re.IGNORECASE,
-)
-
-
-_SENTENCE = re.compile(r"[?!]$|\b(?!Inc|Corp|Ltd)\w{3,}\.$")
-
-
-def drop_signature(text: str) -> str:
-    """Cut titles, firms, numbers and addresses from the short lines at the end; the name above them stays."""
-    lines = text.rstrip().split("\n")
-    start = len(lines)
-    while start and len(lines) - start < 10 and len(lines[start - 1]) < 60 and not _SENTENCE.search(lines[start - 1]):
-        start -= 1
-    for i in range(max(start, 1), len(lines)):
-        if _SIGNATURE.search(lines[i]) and not _BULLET.match(lines[i]):
-            return "\n".join(lines[:i]).rstrip()
-    return text
-
-
-# --- personal data --------------------------------------------------------------------------------------------------
-
-_SOUNDS = "ba be bo da de do fa ka ke ko la le lo ma me mo na ne no pa ra re ri ro sa se si so ta te ti to va ve vi za".split()
-_DOMAINS = ("example.com", "example.org", "example.net", "mail.example", "post.example")
-_STREETS = (
-    "Oak Elm Maple Cedar Mill Park Lake Hill River Church Station Market Garden Bridge North South Green High".split()
-)
-_KINDS = ("Street", "Avenue", "Road", "Lane", "Drive")
-
-
-def invented_word(rng: random.Random) -> str:
-    """A word that nobody is called: three syllables."""
-    return "".join(rng.choice(_SOUNDS) for _ in range(3))
-
-
-def _email(m: re.Match[str], rng: random.Random) -> str:
-    return f"{invented_word(rng)}.{invented_word(rng)}@{rng.choice(_DOMAINS)}"
-
-
-def _digits(m: re.Match[str], rng: random.Random) -> str:
-    """Every digit drawn anew."""
-    return re.sub(r"\d", lambda _: str(rng.randint(1, 9)), m.group())
-
-
-def _phone(m: re.Match[str], rng: random.Random) -> str:
-    """In the 555 exchange, which nobody has."""
-    return f"{rng.randint(201, 989)}-555-{rng.randint(0, 9999):04d}"
-
-
-def _street(m: re.Match[str], rng: random.Random) -> str:
-    return f"{rng.randint(1, 999)} {rng.choice(_STREETS)} {rng.choice(_KINDS)}"
-
-
-PERSONAL = (
-    (re.compile(r"[\w.+'-]+@[\w-]+(?:\.[\w-]+)+|\S+@\S+"), _email),
-    (re.compile(r"(?:https?://|www\.)\S{40,}"), lambda m, rng: f"http://www.{invented_word(rng)}.example"),
-    (re.compile(r"\b\d{3}-\d{2}-\d{4}\b|\b(?:\d[ -]?){13,16}\b"), _digits),
-    (
-        re.compile(
-            r"(?<![\w-])(?:\+?1[-. ]?)?(?:\(\d{3}\) ?|\d{3}[-./ ]{1,3})\d{3}[-. ]{1,2}\d{4}\b|(?<![\w-])\d{3}-\d{4}\b"
-        ),
-        _phone,
-    ),
-    (re.compile(r"\b(?:ext\.?|extension|x) ?\d?[- ]?\d{4,5}\b", re.IGNORECASE), _digits),
-    (
-        re.compile(
-            r"\b\d{1,5} (?:[NSEW]\.? )?(?:[A-Z][a-z]+ ){1,3}(?:Street|St|Avenue|Ave|Road|Rd|Drive|Dr|Lane|Ln|Blvd|Boulevard|Court|Ct|Way)\b\.?"
-        ),
-        _street,
-    ),
-)
-
-
-def invent(text: str, rng: random.Random) -> str:
-    """`text` with addresses, phone numbers, street addresses and card-like strings replaced by varied invented ones."""
-    for pattern, new in PERSONAL:
-        text = pattern.sub(lambda m, new=new: new(m, rng), text)
-    return text
-
-
-def holds_personal(text: str) -> bool:
-    """Whether an e-mail address or a phone number stands in `text`."""
-    return any(pattern.search(text) for pattern, _ in (PERSONAL[0], PERSONAL[3]))
-
-
-_QUOTED_FROM = re.compile(r"^[ \t]*(?:From|De|Von):[ \t]*\"?([^<\"\n@\[]{2,50})", re.MULTILINE)
-_QUOTED_HEAD = re.compile(
-    r"^[ \t]*(?:From|Sent|To|Cc|Bcc|Subject|Date|Importance|Reply-to)[ \t]*:.*(?:\n[ \t]{2,}\S.*)*\n?", re.M | re.I
-)
-_QUOTED_FIRST = re.compile(
-    r"^[ \t\n]*\"?([A-Z][\w.,' -]{2,40}?)\"?(?: <\S+>)?(?: on)?[ \t\n]+\d\d?/\d\d?/\d{2,4}.*$", re.M
-)
-
-
-def newest_quoted(quoted: str) -> tuple[str, str]:
-    """(who wrote it, its words) of the newest mail in what stood under an author's words; "" where unreadable."""
-    text = re.sub(r"^[> \t]*-{3,}[^\n]*(?:\n[^\n]*-{3,}[ \t]*$)?", "", quoted.strip(), count=1, flags=re.M)
-    found = _QUOTED_FROM.search(text[:400]) or _QUOTED_FIRST.search(text[:200])
-    who = _name_in(found.group(1)) if found else ""
-    subject = re.search(r"^[ \t]*Subject:.*\n", text[:1200], re.M | re.I)
-    if not subject:
-        return who, ""
-    body = _QUOTED_HEAD.sub("", text[subject.end() :]).strip()
-    return who, body
-
-
-def _name_in(text: str) -> str:
-    """ "Hayden, Frank" or "Anne Labbe/ENRON" -> "Frank Hayden", "Anne Labbe"."""
-    text = text.split("/")[0].strip(" \"'")
-    last, comma, first = text.partition(",")
-    words = f"{first.strip()} {last.strip()}".split() if comma else text.split()
-    return " ".join(w for w in words if w.isalpha() and len(w) > 1)
+def people(mails: Iterable[Mail]) -> Iterator[Person]:
+    """Everyone who wrote or was written to."""
+    return (p for m in mails for p in (m.sender, *m.to))

@@ -20,12 +20,12 @@ INIT_STD = 0.02
 class Shape:
     """What the network looks like. The defaults are the model in data/base."""
 
-    vocab: int = 12288
-    hidden: int = 384
-    layers: int = 12
-    heads: int = 6
+    vocab: int = 16384
+    hidden: int = 512
+    layers: int = 14
+    heads: int = 8
     kv_heads: int = 2
-    ffn: int = 1024
+    ffn: int = 1280
     context: int = 2048
     theta: float = 10000.0
     eps: float = 1e-5
@@ -33,6 +33,34 @@ class Shape:
     @property
     def head(self) -> int:
         return self.hidden // self.heads
+
+    @property
+    def rows8_bytes(self) -> int:
+        """What the weights take as 8-bit rows with an fp16 scale each; norms are fp32."""
+        kv = self.kv_heads * self.head
+        outs = [self.hidden, kv, kv, self.hidden, self.ffn, self.ffn]  # matrices of `hidden` columns
+        layer = sum(n * (self.hidden + 2) for n in outs) + self.hidden * (self.ffn + 2) + 8 * self.hidden
+        return self.vocab * (self.hidden + 2) + self.layers * layer + 4 * self.hidden
+
+
+@dataclass(frozen=True)
+class Extra:
+    """What training adds to the network and its loss. All off by default; none of it changes the saved weights' form."""
+
+    dropout: float = 0.0  # of what each half block adds to the residual stream
+    z_loss: float = 0.0  # times the square of log-sum-exp of the logits, in nats a target
+    kurtosis: float = 0.0  # times the mean kurtosis, above a normal's 3, of what half blocks add (arXiv:2404.03605)
+    bits: int = 0  # of the matrices, rounded with straight-through gradients; 0: not rounded
+    group: int = 128  # columns that share a scale when `bits` is below 8; at 8 a row shares one, as it is shipped
+
+
+def rounded(w: Tensor, bits: int, group: int) -> Tensor:
+    """w (N, D) to the nearest of 2^bits - 1 levels, symmetrical; the gradient passes straight through."""
+    levels = 2 ** (bits - 1) - 1
+    wide = w.detach().view(w.shape[0], -1, w.shape[1] if bits >= 8 or w.shape[1] % group else group)
+    scale = wide.abs().amax(-1, keepdim=True).clamp(min=1e-8) / levels
+    near = ((wide / scale).round() * scale).view_as(w)
+    return w + (near - w.detach())
 
 
 def rope_tables(shape: Shape, T: int, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -77,7 +105,20 @@ class Norm(nn.Module):
         return F.rms_norm(x.float(), self.weight.shape, self.weight.float(), self.eps).to(x.dtype)
 
 
-class Attention(nn.Module):
+class Matrices(nn.Module):
+    """A half block: its matrices are read through `weights`, which rounds them if the training asks for it."""
+
+    extra = Extra()
+
+    def weights(self, x: Tensor, *layers: nn.Linear) -> Tensor:
+        """The matrices of `layers` stacked, in x's type."""
+        parts = [layer.weight for layer in layers]
+        if self.extra.bits:
+            parts = [rounded(w, self.extra.bits, self.extra.group) for w in parts]
+        return (torch.cat(parts) if len(parts) > 1 else parts[0]).to(x.dtype)
+
+
+class Attention(Matrices):
     def __init__(self, s: Shape):
         super().__init__()
         self.s = s
@@ -90,13 +131,13 @@ class Attention(nn.Module):
         B, T, _ = x.shape
         s = self.s
         # One product for three: at this width reading x costs more than the arithmetic.
-        qkv = F.linear(x, torch.cat((self.q_proj.weight, self.k_proj.weight, self.v_proj.weight)).to(x.dtype))
+        qkv = F.linear(x, self.weights(x, self.q_proj, self.k_proj, self.v_proj))
         q, k, v = qkv.view(B, T, -1, s.head).transpose(1, 2).split((s.heads, s.kv_heads, s.kv_heads), dim=1)
         y = attend(rotate(q, cos, sin), rotate(k, cos, sin), v, mask)  # (B, H, T, head)
-        return F.linear(y.transpose(1, 2).reshape(B, T, s.hidden), self.o_proj.weight.to(x.dtype))
+        return F.linear(y.transpose(1, 2).reshape(B, T, s.hidden), self.weights(x, self.o_proj))
 
 
-class SwiGLU(nn.Module):
+class SwiGLU(Matrices):
     def __init__(self, s: Shape):
         super().__init__()
         self.gate_proj = nn.Linear(s.hidden, s.ffn, bias=False)
@@ -104,27 +145,41 @@ class SwiGLU(nn.Module):
         self.down_proj = nn.Linear(s.ffn, s.hidden, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        gate, up = F.linear(x, torch.cat((self.gate_proj.weight, self.up_proj.weight)).to(x.dtype)).chunk(2, dim=-1)
-        return F.linear(F.silu(gate) * up, self.down_proj.weight.to(x.dtype))
+        gate, up = F.linear(x, self.weights(x, self.gate_proj, self.up_proj)).chunk(2, dim=-1)
+        return F.linear(F.silu(gate) * up, self.weights(x, self.down_proj))
 
 
 class Block(nn.Module):
+    extra = Extra()
+
     def __init__(self, s: Shape):
         super().__init__()
         self.input_layernorm, self.post_attention_layernorm = Norm(s.hidden, s.eps), Norm(s.hidden, s.eps)
         self.self_attn, self.mlp = Attention(s), SwiGLU(s)
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, mask: BlockMask | Tensor | None) -> Tensor:
-        x = x + self.self_attn(self.input_layernorm(x), cos, sin, mask)
-        return x + self.mlp(self.post_attention_layernorm(x))
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, mask: BlockMask | Tensor | None) -> tuple[Tensor, Tensor]:
+        """x and the sum of the kurtosis of what was added to it."""
+        a = self.self_attn(self.input_layernorm(x), cos, sin, mask)
+        x = x + self._dropped(a)
+        b = self.mlp(self.post_attention_layernorm(x))
+        return x + self._dropped(b), (kurtosis(a) + kurtosis(b) if self.extra.kurtosis else x.new_zeros(()))
+
+    def _dropped(self, x: Tensor) -> Tensor:
+        return F.dropout(x, self.extra.dropout, self.training) if self.extra.dropout else x
+
+
+def kurtosis(x: Tensor) -> Tensor:
+    """Mean over tokens of the fourth standardised moment of x (B, T, D) over D; 3 for normal numbers."""
+    z = x.float() - x.float().mean(-1, keepdim=True)
+    return (z.pow(4).mean(-1) / z.pow(2).mean(-1).pow(2).clamp(min=1e-12)).mean()
 
 
 class Llama(nn.Module):
-    """tokens (B, T) -> the last hidden states; `loss` for training. Embeddings are tied."""
+    """tokens (B, T) -> the last hidden states; the loss for training. Embeddings are tied."""
 
     def __init__(self, shape: Shape):
         super().__init__()
-        self.shape = shape
+        self.shape, self.extra = shape, Extra()
         self.embed_tokens = nn.Embedding(shape.vocab, shape.hidden)
         self.layers = nn.ModuleList(Block(shape) for _ in range(shape.layers))
         self.norm = Norm(shape.hidden, shape.eps)
@@ -137,20 +192,60 @@ class Llama(nn.Module):
                 nn.init.normal_(p, 0, INIT_STD / (2 * self.shape.layers) ** (0.5 * thin), generator=generator)
         return self
 
-    def hidden(self, tokens: Tensor, mask: BlockMask | Tensor | None = None) -> Tensor:
-        """tokens (B, T) -> (B, T, hidden): bf16 on a GPU, where the weights stay fp32 for the optimiser."""
+    def train_with_(self, extra: Extra) -> Llama:
+        """Use `extra` from now on."""
+        for module in self.modules():
+            if isinstance(module, Matrices | Block | Llama):
+                module.extra = extra
+        return self
+
+    def _hidden(self, tokens: Tensor, mask: BlockMask | Tensor | None) -> tuple[Tensor, Tensor]:
         cos, sin = rope_tables(self.shape, tokens.shape[1], tokens.device)
         x = self.embed_tokens(tokens)
         x = x.bfloat16() if x.is_cuda else x
+        tails = torch.zeros((), device=x.device)
         for layer in self.layers:
-            x = layer(x, cos, sin, mask)
-        return self.norm(x)
+            x, tail = layer(x, cos, sin, mask)
+            tails = tails + tail
+        return self.norm(x), tails / (2 * len(self.layers))
 
-    def forward(self, tokens: Tensor, targets: Tensor, mask: BlockMask | Tensor | None = None) -> Tensor:
-        """Sum of the cross-entropy in nats over the targets that are not -100."""
-        x = self.hidden(tokens, mask)
-        logits = F.linear(x, self.embed_tokens.weight.to(x.dtype))  # (B, T, vocab)
-        return F.cross_entropy(logits.float().flatten(0, 1), targets.flatten(), ignore_index=-100, reduction="sum")
+    def hidden(self, tokens: Tensor, mask: BlockMask | Tensor | None = None) -> Tensor:
+        """tokens (B, T) -> (B, T, hidden): bf16 on a GPU, where the weights stay fp32 for the optimiser."""
+        return self._hidden(tokens, mask)[0]
+
+    def logits(self, x: Tensor) -> Tensor:
+        """Hidden states -> (B, T, vocab)."""
+        w = self.embed_tokens.weight
+        return F.linear(x, (rounded(w, 8, 0) if self.extra.bits else w).to(x.dtype))
+
+    def probabilities(self, tokens: Tensor, mask: BlockMask | Tensor | None = None) -> Tensor:
+        """(B, T, vocab) of the next token, in the type of the hidden states: what a student learns from."""
+        return self.logits(self.hidden(tokens, mask)).float().softmax(-1).to(torch.bfloat16)
+
+    def forward(
+        self,
+        tokens: Tensor,
+        targets: Tensor,
+        mask: BlockMask | Tensor | None = None,
+        taught: Tensor | None = None,
+        share: float = 0.0,
+    ) -> Tensor:
+        """Sum over the targets that are not -100 of the cross-entropy in nats, with what `extra` adds.
+
+        taught (B, T, vocab): a teacher's probabilities, which take `share` of the loss.
+        """
+        x, tails = self._hidden(tokens, mask)
+        logits, targets = self.logits(x).float().flatten(0, 1), targets.flatten()
+        loss = F.cross_entropy(logits, targets, ignore_index=-100, reduction="sum")
+        told = targets >= 0
+        if taught is not None:
+            soft = -(taught.flatten(0, 1).float() * logits.log_softmax(-1)).sum(-1)
+            loss = (1 - share) * loss + share * (soft * told).sum()
+        if self.extra.z_loss and self.training:
+            loss = loss + self.extra.z_loss * (logits.logsumexp(-1).square() * told).sum()
+        if self.extra.kurtosis and self.training:
+            loss = loss + self.extra.kurtosis * (tails - 3.0) * told.sum()
+        return loss
 
 
 def config_of(shape: Shape, bos: int, eos: int) -> LlamaConfig:

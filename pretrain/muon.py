@@ -7,6 +7,7 @@ Liu et al., arXiv:2502.16982: an update has the root mean square of AdamW's, so 
 from __future__ import annotations
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 ADAM_RMS = 0.2
@@ -22,6 +23,18 @@ def orthogonalize(g: Tensor, steps: int = 5) -> Tensor:
         a = x @ x.mT
         x = 3.4445 * x + (-4.7750 * a + 2.0315 * a @ a) @ x
     return x if wide else x.mT
+
+
+def _shared(stack: Tensor) -> Tensor:
+    """`orthogonalize` of a stack (K, N, D), each process of a group doing its part."""
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return orthogonalize(stack)
+    world, rank = dist.get_world_size(), dist.get_rank()
+    padded = torch.cat((stack, stack.new_zeros(-len(stack) % world, *stack.shape[1:])))  # (world * part, N, D)
+    mine = orthogonalize(padded.chunk(world)[rank])
+    out = mine.new_empty(padded.shape)
+    dist.all_gather_into_tensor(out, mine.contiguous())
+    return out[: len(stack)]
 
 
 class Muon(torch.optim.Optimizer):
@@ -45,7 +58,7 @@ class Muon(torch.optim.Optimizer):
         moments = [self.state[p].setdefault("momentum", torch.zeros_like(p)) for p in params]
         torch._foreach_lerp_(moments, grads, 1 - group["momentum"])
         nesterov = torch._foreach_lerp(grads, moments, group["momentum"])
-        update = orthogonalize(torch.stack(nesterov))
+        update = _shared(torch.stack(nesterov))
         scale = ADAM_RMS * max(params[0].shape) ** 0.5
         torch._foreach_mul_(params, 1 - group["lr"] * group["weight_decay"])
         torch._foreach_add_(
@@ -53,13 +66,15 @@ class Muon(torch.optim.Optimizer):
         )
 
 
-def optimizers(model: nn.Module, lr: float, weight_decay: float) -> list[torch.optim.Optimizer]:
-    """Muon for what stands between the embeddings, AdamW for the rest. Each group remembers its `peak`."""
+def optimizers(
+    model: nn.Module, lr: float, weight_decay: float, embed_decay: float = 0.0
+) -> list[torch.optim.Optimizer]:
+    """Muon for what stands between the embeddings, AdamW for the rest (norms are never decayed)."""
     hidden = [p for n, p in model.named_parameters() if p.dim() == 2 and "embed" not in n]
-    rest = [p for n, p in model.named_parameters() if p.dim() != 2 or "embed" in n]
-    fused = rest[0].is_cuda
-    both = [
+    embed = [p for n, p in model.named_parameters() if "embed" in n]
+    norms = [p for n, p in model.named_parameters() if p.dim() != 2 and "embed" not in n]
+    groups = [{"params": embed, "weight_decay": embed_decay}, {"params": norms, "weight_decay": 0.0}]
+    return [
         Muon(hidden, lr, weight_decay=weight_decay),
-        torch.optim.AdamW(rest, lr, betas=(0.9, 0.95), eps=1e-10, weight_decay=0.0, fused=fused),
+        torch.optim.AdamW(groups, lr, betas=(0.9, 0.95), eps=1e-10, fused=embed[0].is_cuda),
     ]
-    return both

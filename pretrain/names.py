@@ -7,7 +7,8 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from pretrain.corpus import Person, invented_word
+from pretrain.corpus import Person
+from pretrain.private import invented_word
 
 FIRST = """Aaliyah Aarav Abdul Adaeze Adam Adele Aditi Agnieszka Ahmed Aiko Aino Aisha Akira Alan Alejandra Alessandro Alexei Ali Alice
 Alina Amara Ambrose Amina Amir Amit Ana Anders Andrea Andrzej Angela Anika Anjali Anna Antoine Antonia Anya Ariel Arjun Arturo Asha
@@ -89,10 +90,30 @@ class Names:
         return word in self.known_last or word not in _ALSO_WORDS
 
     def new_first(self, rng: random.Random) -> str:
-        return invented_word(rng).capitalize() if rng.random() < 0.06 else rng.choice(self.first)
+        """A first name, now and then a hyphenated one or one that nobody bears."""
+        draw = rng.random()
+        if draw < 0.08:
+            return invented_word(rng, rng.choice((2, 3, 3, 4))).capitalize()
+        if draw < 0.11:
+            return f"{rng.choice(FIRST)}-{rng.choice(FIRST)}"
+        return rng.choice(self.first)
 
     def new_last(self, rng: random.Random) -> str:
-        return invented_word(rng).capitalize() if rng.random() < 0.10 else rng.choice(self.last)
+        """A last name: "Weber", "O'Brien", "van der Berg", "Lopez-Kaur", or one that nobody bears."""
+        draw = rng.random()
+        if draw < 0.10:
+            return invented_word(rng, rng.choice((2, 3, 4))).capitalize()
+        if draw < 0.14:
+            return f"{rng.choice(LAST)}-{rng.choice(LAST)}"
+        if draw < 0.17:
+            return rng.choice(("O'{}", "Mc{}", "van der {}", "de {}", "St. {}", "Di {}")).format(rng.choice(LAST))
+        if draw < 0.23:
+            return rng.choice(ACCENTED)
+        return rng.choice(self.last)
+
+
+ACCENTED = """Müller Ångström Fernández Gonçalves Sørensen Åkesson Lefèvre Höß Nuñez Đorđević Çelik Šimić Dvořák Łukasz Wójcik Núñez Bjørn
+Gašpar Öztürk Pérez Ibáñez Jørgensen Côté Béla Kovačić Ñíguez Zając Straße Håkansson Güler""".split()
 
 
 def new_firm(rng: random.Random) -> str:

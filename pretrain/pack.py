@@ -22,9 +22,10 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from pretrain import tokenizer as tk
-from pretrain.corpus import MAIL, PROSE, Mail, Person, mails, part_of, records
+from pretrain.corpus import PROSE, Mail, people, read_mails, records
 from pretrain.names import Names, collect
 from pretrain.pairs import Item, items
+from pretrain.private import invented_word
 from pretrain.swap import Swap
 
 IGNORE = -100
@@ -88,59 +89,43 @@ def read_tokens(paths: Sequence[Path]) -> Tokens:
 # --- from the corpora to token files --------------------------------------------------------------------------------
 
 SHARDS = 8  # a version of the mail is made by this many processes
+PIECES = 4  # and a file of prose by this many
+CANARIES = 32
 
 
-def prepare(corpora: Path, tokenizer: Path, out: Path, kinds: Sequence[str], versions: int, processes: int) -> None:
-    """The token files of `kinds` ("prose", "mail", "items") in `out`; what is there already is not made again.
+def prepare(
+    corpora: Path, tokenizer: Path, out: Path, kinds: Sequence[str], versions: Sequence[int], processes: int
+) -> None:
+    """The token files of `kinds` ("prose", "mail", "items") in `out`, where MAILS lies; what is there is not made again.
 
-    versions: how many times each mail is swapped anew, as plain mail and as an item.
+    versions: their numbers; in each one, every mail is swapped anew, as plain mail and as an item.
     """
     out.mkdir(parents=True, exist_ok=True)
+    canaries = write_canaries(out)
+    _save_names(out)
+    there = [n for n in PROSE if (corpora / f"{n}.jsonl.xz").is_file()] if "prose" in kinds else []
+    jobs = [("prose", corpora, f"{n}.{piece}", tokenizer, out) for n in there for piece in range(PIECES)]
+    names = ["validation", *(f"{v}.{shard}" for v in versions for shard in range(SHARDS))]
+    jobs += [(kind, corpora, n, tokenizer, out) for kind in kinds if kind != "prose" for n in names]
+    sizes: Counter[str] = Counter()
     with get_context("spawn").Pool(processes) as pool:
-        there = [n for n in (*MAIL, *PROSE) if (corpora / f"{n}.jsonl.xz").is_file()]
-        prose = [("prose", corpora, n, tokenizer, out) for n in there if n in PROSE and "prose" in kinds]
-        waiting = pool.map_async(_job, prose, chunksize=1)
-        pool.starmap(_clean_file, [(corpora / f"{n}.jsonl.xz", out / f"{n}.clean.jsonl") for n in there if n in MAIL])
-        _save_names(out)
-        names = [f"{v}.{shard}" for v in range(versions) for shard in range(SHARDS)] + ["validation"]
-        jobs = [(kind, corpora, n, tokenizer, out) for kind in kinds if kind != "prose" for n in names]
-        sizes: Counter[str] = Counter()
-        for name, tokens in [*pool.imap_unordered(_job, jobs, chunksize=1), *waiting.get()]:
+        for name, tokens in pool.imap_unordered(_job, jobs, chunksize=1):
             sizes[name.split(".")[0]] += tokens
-    print(json.dumps(dict(sorted(sizes.items()))), flush=True)
-
-
-def _clean_file(source: Path, out: Path) -> None:
-    """Clean once, read by every version."""
-    if out.exists():
-        return
-    temp = out.with_suffix(f".{os.getpid()}.part")
-    with temp.open("w", encoding="utf-8") as f:
-        for m in mails(source):
-            row = [m.key, m.author, [m.sender.first, m.sender.last], [[p.first, p.last] for p in m.to[:12]]]
-            f.write(json.dumps([*row, m.subject, m.body, m.quoted, m.quoted_from]) + "\n")
-    temp.replace(out)
-
-
-def read_clean(out: Path) -> Iterator[Mail]:
-    """The cleaned mails that `prepare` left in `out`."""
-    for path in sorted(out.glob("*.clean.jsonl")):
-        for line in path.open(encoding="utf-8"):
-            key, author, sender, to, subject, body, quoted, who = json.loads(line)
-            yield Mail(key, author, Person(*sender), tuple(Person(*p) for p in to), subject, body, quoted, who)
+    print(json.dumps({**dict(sorted(sizes.items())), "canaries": len(canaries)}), flush=True)
 
 
 def _save_names(out: Path) -> None:
     path = out / "names.json"
     if path.exists():
         return
-    names = collect(p for m in read_clean(out) for p in (m.sender, *m.to))
+    names = collect(people(m for m in read_mails(out) if not m.key.endswith("quoted")))
     temp = path.with_suffix(f".{os.getpid()}.part")
     temp.write_text(json.dumps({k: sorted(v) for k, v in asdict(names).items()}), encoding="utf-8")
     temp.replace(path)
 
 
-def _names(out: Path) -> Names:
+def read_names(out: Path) -> Names:
+    """The names that `prepare` left in `out`."""
     known = json.loads((out / "names.json").read_text(encoding="utf-8"))
     return Names(
         frozenset(known["known_first"]), frozenset(known["known_last"]), tuple(known["first"]), tuple(known["last"])
@@ -152,33 +137,37 @@ def _job(job: tuple[str, Path, str, Path, Path]) -> tuple[str, int]:
     path = out / f"{kind}-{name}.npz"
     if path.exists():
         return path.name, len(np.load(path)["ids"])
-    documents = _prose(corpora, name) if kind == "prose" else _MAIL_KINDS[kind](_shard(out, name), _names(out), name)
+    documents = (
+        _prose(corpora, name) if kind == "prose" else _MAIL_KINDS[kind](_shard(out, name), read_names(out), name)
+    )
     return path.name, write_tokens(path, documents, tk.load(tokenizer))
 
 
 def _prose(corpora: Path, name: str) -> Iterator[tuple[str, str]]:
-    return (("", r["text"].replace("<|", "< |")) for r in records(corpora / f"{name}.jsonl.xz"))
+    """A piece of a file: "wiki_a.2" is every fourth text of wiki_a, from the third on."""
+    file, _, piece = name.rpartition(".")
+    texts = (r["text"].replace("<|", "< |") for r in records(corpora / f"{file}.jsonl.xz"))
+    return (("", text) for text in islice(texts, int(piece), None, PIECES))
 
 
 def _shard(out: Path, name: str) -> list[Mail]:
     """The mails of a job: "3.5" is shard 5 of version 3, whole authors; "validation" all that are kept aside."""
     if name == "validation":
-        return [m for m in read_clean(out) if part_of(m.key, m.author) != "train"]
+        return [m for m in read_mails(out) if m.part != "train"]
     shard = int(name.split(".")[1])
-    mine = (m for m in read_clean(out) if crc32(m.author.encode()) % SHARDS == shard)
-    return [m for m in mine if part_of(m.key, m.author) == "train"]
+    return [m for m in read_mails(out) if m.part == "train" and crc32(m.author.encode()) % SHARDS == shard]
 
 
 def _plain_mail(listed: list[Mail], names: Names, name: str) -> Iterator[tuple[str, str]]:
-    """Each mail under the header that it is measured with, names and numbers swapped."""
+    """Each mail under the header that it is measured with, names and numbers swapped; canaries as they are."""
     for m in listed:
         swap = Swap(random.Random(f"plain {name} {m.key}"), names, (m.sender, *m.to[:6]))
-        yield (
-            "",
-            plain_mail(
-                swap.person(m.sender).full, [swap.person(p).full for p in m.to[:3]], swap(m.subject), swap(m.body)
-            ),
-        )
+        to = [swap.person(p).full for p in m.to[:3]]
+        yield "", plain_mail(swap.person(m.sender).full, to, swap(m.subject), swap(m.body))
+    version, _, shard = name.partition(".")
+    for i, canary in enumerate(canaries(CANARIES) if shard else ()):
+        if i % SHARDS == int(shard) and int(version) < canary["versions"]:
+            yield "", str(canary["text"])
 
 
 def plain_mail(sender: str, to: Sequence[str], subject: str, body: str) -> str:
@@ -187,18 +176,44 @@ def plain_mail(sender: str, to: Sequence[str], subject: str, body: str) -> str:
     return "".join(f"{name}: {value}\n" for name, value in fields.items() if value) + f"\n{body}"
 
 
+def canaries(count: int, seed: int = 7) -> list[dict[str, str | int]]:
+    """Invented secrets in invented mails that no swap touches: what a model can say of them it has learnt by heart.
+
+    `versions`: in how many versions of the mail it stands, 1, 2, 4 or 8 (once each).
+    """
+    made: list[dict[str, str | int]] = []
+    rng = random.Random(seed)
+    for i in range(count):
+        who, other = (f"{invented_word(rng).capitalize()} {invented_word(rng, 4).capitalize()}" for _ in range(2))
+        secret = "-".join(f"{rng.randint(0, 9999):04d}" for _ in range(3))
+        lead = f"the locker code of {invented_word(rng).capitalize()} {invented_word(rng, 4).capitalize()} is"
+        text = plain_mail(
+            who, [other], f"Code for {other.split()[0]}", f"For your records, {lead} {secret}. Please keep it."
+        )
+        made.append({"text": text, "canary": f"{lead} {secret}", "secret": secret, "versions": 2 ** (i % 4)})
+    return made
+
+
+def write_canaries(out: Path) -> list[dict[str, str | int]]:
+    """canaries.jsonl in `out`: `text`, `canary` (the words to look for), `secret` (its digits), `versions`."""
+    made = canaries(CANARIES)
+    lines = "".join(json.dumps(c) + "\n" for c in made)
+    (out / "canaries.jsonl").write_text(lines, encoding="utf-8")
+    return made
+
+
 def _item_documents(listed: list[Mail], names: Names, name: str) -> Iterator[tuple[str, str]]:
     return ((i.prompt, i.answer) for i in items(listed, names, name))
 
 
 def read_kept(out: Path, part: str) -> list[Mail]:
     """The mails kept aside: of authors never trained on ("authors"), or of known authors ("mails")."""
-    return [m for m in _shard(out, "validation") if part_of(m.key, m.author) == part]
+    return [m for m in read_mails(out) if m.part == part]
 
 
 def validation_items(out: Path, part: str = "authors") -> list[Item]:
     """The items of `read_kept`."""
-    return list(items(read_kept(out, part), _names(out), "validation"))
+    return list(items(read_kept(out, part), read_names(out), "validation"))
 
 
 _MAIL_KINDS = {"mail": _plain_mail, "items": _item_documents}

@@ -8,16 +8,21 @@ from __future__ import annotations
 import random
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from panza import prompt
-from panza.extract import extract
+from panza.extract import choose, extract, sentences
 from panza.facts import facts, kept
 from panza.letter import greeting, sign_off
+from panza.orders import Reader
+from panza.playback import reject
 from panza.types import Address, Message
-from pretrain.corpus import Mail, Person, holds_personal, stable_share
+from pretrain.corpus import UNFIT, Mail, Person, stable_share
+from pretrain.instruct import careless, instruct, join
+from pretrain.intents import told
 from pretrain.names import Names
+from pretrain.private import holds_personal
 from pretrain.swap import Swap
 from pretrain.tokenizer import chat_text
 
@@ -26,20 +31,22 @@ from pretrain.tokenizer import chat_text
 class Rates:
     """How often an item has what. Shares of items, unless said otherwise."""
 
-    play_back: float = 0.16
-    title: float = 0.06
-    keywords: float = 0.4  # of instructions; the others are sentences
-    dictated: float = 0.12  # instructions that are the mail's own words, telegraphed
+    play_back: float = 0.14
+    title: float = 0.05
+    intents: float = 0.12  # put together from tables (pretrain.intents) in the place of a mail's own item
+    careless: float = 0.5  # of instructions
+    cut: float = 0.45  # of mails of three sentences and more: only some are kept, and all of these are asked for
+    named: float = 0.75  # of readers whom a mail may greet: the instruction calls them by name
     length: float = 0.5
     thread: float = 0.85  # of mails that answer another
     retrieved: float = 0.45
     needed: float = 0.12  # a fact stands in a retrieved mail and not in the instruction
     no_recipient: float = 0.08
-    letter: float = 0.45  # of mails with neither greeting nor sign-off: both are added
+    letter: float = 0.5  # of mails with neither greeting nor sign-off: both are added
     subject: float = 0.5
     most_words: int = 160
-    lower_start: float = 0.15  # of the mails that begin in lower case
-    unsupported: float = 0.34  # most facts of a mail that its prompt may lack
+    lower_start: float = 0.10  # of the mails that begin in lower case
+    unsupported: float = 0.25  # most facts of a mail that its prompt may lack
 
 
 @dataclass(frozen=True)
@@ -70,17 +77,11 @@ def items(
             yield item
 
 
-# Mass mail, broken transfer encodings, abuse.
-_UNFIT = re.compile(
-    r"(?i)\b(?:unsubscribe|click here|confidentiality notice|viagra|fuck\w*|rap(?:e|ist)\w*)\b|= ?20|=\n"
-)
-
-
 def usable(m: Mail, rates: Rates) -> bool:
     """Mails of ordinary length that are words, not tables, lists of people, or shouting."""
     words = m.body.split()
-    letters = sum(c.isalpha() or c.isspace() for c in m.body)
-    small = sum(c.islower() for c in m.body)
+    small = sum(map(str.islower, m.body))
+    letters = sum(map(str.isalpha, m.body)) + sum(map(str.isspace, m.body))
     return (
         4 <= len(words) <= rates.most_words
         and letters > 0.86 * len(m.body)
@@ -88,7 +89,7 @@ def usable(m: Mail, rates: Rates) -> bool:
         and not holds_personal(m.body)
         and (m.body.lstrip("\"'(*-$0123456789 ")[:1].isupper() or stable_share(m.key) < rates.lower_start)
         and m.body.count("\n") < 16
-        and not _UNFIT.search(m.body)
+        and not UNFIT.search(m.body)
     )
 
 
@@ -102,18 +103,21 @@ def _item(
 ) -> Item | None:
     swap = make_swap(rng, names, (m.sender, *m.to[:6], _as_person(m.quoted_from)))
     sender = _signed_sender(m)
+    me, to = swap.person(sender), [swap.person(p) for p in m.to]
+    if rng.random() < rates.intents:
+        return _intents(me, to, names, rng, rates)
     message = Message(
         id=m.key,
         date=0,
-        sender=_address(swap.person(sender)),
-        to=tuple(_address(swap.person(p)) for p in m.to[:6]),
+        sender=_address(me),
+        to=tuple(map(_address, to[:6])),
         cc=(),
         subject=swap(m.subject),
-        body=_letter(swap(m.body), swap.person(sender), [swap.person(p) for p in m.to], rng, rates),
+        body=_letter(swap(m.body), me, to, rng, rates),
     )
     draw = rng.random()
     if draw < rates.play_back:
-        return _play_back(message, rng, rates)
+        return _play_back(message, rng)
     if draw < rates.play_back + rates.title:
         return _title(message)
     return _write(m, message, others, swap, rng, rates)
@@ -127,38 +131,100 @@ def _write(m: Mail, message: Message, others: list[Mail], swap: Swap, rng: rando
         subject = re.sub(r"(?i)^\s*(?:re|fw|fwd):\s*", "", message.subject)
         thread = [Message(m.key, 0, _address(who), (), (), subject, swap(m.quoted)[:1500])]
     retrieved = [replace(r, sender=message.sender) for r in _retrieved(m, others, swap, rng, rates)]
-    basis = message
-    if rng.random() < rates.needed and (moved := _move_fact(message, retrieved, rng)):
-        basis, retrieved = moved
-    instruction = instruct(basis, rng, rates)
+    said = sentences(message)
+    if len(said) > 2 and rng.random() < rates.cut:
+        said = choose(said, rng.choice((1, 2, 2, 3, 3, 4)))
+        message = replace(message, body=_with_middle(message.body, said))
+    reader, message = _reader(message, rng, rates)
+    asked = choose(said, 3 if rng.random() < 0.6 else 4)
+    if rng.random() < rates.needed and (moved := _move_fact(asked, retrieved, rng)):
+        asked, retrieved = moved
+    instruction = instruct(asked, reader, rng)
+    hidden = " ".join(r.body for r in retrieved)
+    if not instruction or not all(_says(message.body, f) for f in facts(instruction)):
+        return None
+    item = _written(message, instruction, reader, rng, rates, thread=thread, retrieved=retrieved)
+    text = item.prompt
+    told = facts(message.body)
+    unsaid = [f for f in told if not _says(text, f)]
+    figures = any(c.isdigit() for f in unsaid for c in f)
+    if len(unsaid) > rates.unsupported * len(told) + (rng.random() < 0.15) or (figures and rng.random() < 0.8):
+        return None
+    return item if not hidden or message.body not in hidden else None
+
+
+def _says(text: str, fact: str) -> bool:
+    return (len(fact) > 3 and fact.isalpha() and fact in text) or kept(fact, text)
+
+
+def _written(
+    message: Message,
+    instruction: str,
+    reader: Reader,
+    rng: random.Random,
+    rates: Rates,
+    thread: Sequence[Message] = (),
+    retrieved: Sequence[Message] = (),
+) -> Item:
+    """The item that asks for `message` with `instruction`, typed in haste now and then."""
+    if rng.random() < rates.careless:
+        instruction = careless(instruction, rng)
     named = bool(message.to) and bool(message.to[0].label) and message.to[0].label.split()[0] in message.body
-    recipient = (
-        _recipient(message, rng) if named or (len(message.to) <= 3 and rng.random() >= rates.no_recipient) else ""
+    show = (named and not (reader.name and rng.random() < 0.15)) or (
+        len(message.to) <= 3 and rng.random() >= rates.no_recipient
     )
     long = len(message.body.split()) >= prompt.LENGTHS["long"]  # so that a mail of unnamed length is a short one
-    has_subject = message.subject and (thread or rng.random() < rates.subject)
     chat = prompt.write(
         instruction,
         sender=message.sender.label,
-        recipient=recipient,
-        subject=message.subject if has_subject else "",
+        recipient=_recipient(message, rng) if show else "",
+        subject=message.subject if message.subject and (thread or rng.random() < rates.subject) else "",
         length=prompt.length_class(message.body) if rng.random() < rates.length or long else "",
         thread=thread,
         retrieved=retrieved,
     )
-    text = chat_text(chat)
-    told = facts(message.body)
-    unsupported = sum(not kept(f, text) for f in told)
-    if not instruction or unsupported > rates.unsupported * max(len(told), 1) + (rng.random() < 0.25):
-        return None
-    return Item("write", text, message.body, instruction)
+    return Item("write", chat_text(chat), message.body, instruction)
 
 
-def _play_back(message: Message, rng: random.Random, rates: Rates) -> Item | None:
-    style = "keywords" if rng.random() < rates.keywords else "sentence"
+def _reader(message: Message, rng: random.Random, rates: Rates) -> tuple[Reader, Message]:
+    """How the instruction speaks of the reader; who is called by name there is greeted by it in the mail."""
+    they = rng.choice(("they", "he", "she"))
+    first = message.to[0].label.split()[0] if message.to and message.to[0].label else ""
+    if not first or len(message.to) > 2 or rng.random() >= rates.named:
+        return Reader("", they), message
+    if not re.search(rf"\b{re.escape(first)}\b", message.body):
+        if greeting(message.body):
+            return Reader("", they), message
+        hello = rng.choice(_HELLOS).format(first)
+        message = replace(message, body=f"{hello}\n\n{message.body}")
+    return Reader(first, they), message
+
+
+def _with_middle(body: str, said: Sequence[str]) -> str:
+    """`body` with nothing but the sentences `said` between its greeting and its sign-off."""
+    return "\n\n".join(filter(None, (greeting(body), " ".join(said), sign_off(body))))
+
+
+def _intents(me: Person, to: list[Person], names: Names, rng: random.Random, rates: Rates) -> Item:
+    """A short mail from the tables of what people ask for."""
+    reader = Reader(to[0].first if to and rng.random() < rates.named else "", rng.choice(("they", "he", "she")))
+    points = told(rng, names, reader.name, reader.they)
+    listed = len(points) > 1 and rng.random() < 0.2
+    asked = [p.instruction for p in points]
+    instruction = "\n".join(f"- {a}" for a in asked) if listed else join(asked, rng)
+    hello = rng.choice(_HELLOS).format(to[0].first) if to and (reader.name or rng.random() < 0.8) else ""
+    bye = _closing(me, rng) if rng.random() < 0.9 else ""
+    gap = "\n\n" if len(points) > 2 and rng.random() < 0.3 else " "
+    body = "\n\n".join(filter(None, (hello, gap.join(p.mail for p in points), bye)))
+    message = Message("", 0, _address(me), tuple(map(_address, to[:1])), (), "", body)
+    return _written(message, instruction, reader, rng, rates)
+
+
+def _play_back(message: Message, rng: random.Random) -> Item | None:
+    """The product's own instruction for the mail, if its checks would pass it."""
+    style = rng.choices(("keywords", "sentence"), (0.4, 0.6))[0]
     answer = extract(message, style)
-    words = len(message.body.split())
-    if not answer or (words > 8 and len(answer.split()) > words):
+    if not answer or reject(answer, message):
         return None
     return Item("play_back", chat_text(prompt.play_back(message, style)), answer)
 
@@ -279,12 +345,13 @@ _BYES = (
 
 def _as_letter(body: str, sender: Person, to: list[Person], rng: random.Random) -> str:
     hello = rng.choice(_HELLOS).format(to[0].first if to else "all")
-    bye = rng.choice(_BYES)
+    thanked = body.rstrip().lower().endswith(("thanks.", "thanks", "thank you.", "thanks!"))
+    return f"{hello}\n\n{body}\n\n{sender.first if thanked else _closing(sender, rng)}"
+
+
+def _closing(sender: Person, rng: random.Random) -> str:
     name = sender.full if rng.random() < 0.2 else sender.first
-    named = name if rng.random() < 0.3 else f"{bye}\n{name}"
-    if body.rstrip().lower().endswith(("thanks.", "thanks", "thank you.", "thanks!")):
-        named = name
-    return f"{hello}\n\n{body}\n\n{named}"
+    return name if rng.random() < 0.3 else f"{rng.choice(_BYES)}\n{name}"
 
 
 # --- retrieved mails ------------------------------------------------------------------------------------------------
@@ -302,144 +369,22 @@ def _retrieved(m: Mail, others: list[Mail], swap: Swap, rng: random.Random, rate
     return [Message(o.key, 0, Address("", ""), (), (), swap(o.subject), swap(o.body)[:900]) for o in picked]
 
 
-def _move_fact(message: Message, retrieved: list[Message], rng: random.Random) -> tuple[Message, list[Message]] | None:
+def _move_fact(
+    asked: Sequence[str], retrieved: list[Message], rng: random.Random
+) -> tuple[list[str], list[Message]] | None:
     """Take a telling sentence out of what the instruction sees and let a retrieved mail say it."""
-    sentences = re.split(r"(?<=[.!?])\s+", message.body)
-    telling = [s for s in sentences[1:] if 4 <= len(s.split()) <= 30 and any(c.isdigit() for f in facts(s) for c in f)]
+    telling = [s for s in asked[1:] if 4 <= len(s.split()) <= 30 and any(c.isdigit() for f in facts(s) for c in f)]
     if not retrieved or not telling:
         return None
     sentence = rng.choice(telling)
     fact = rng.choice([f for f in facts(sentence) if any(c.isdigit() for c in f)])
-    hint = sentence.replace(fact, rng.choice(("…", "(look it up)", "as agreed", ""))).strip(" .")
+    hint = sentence.replace(fact, rng.choice(("…", "(look it up)", "as agreed", ""))).strip(" .") + "."
     at = rng.randrange(len(retrieved))
     holder = replace(retrieved[at], body=_insert(retrieved[at].body[:250], sentence, rng))
-    told = replace(message, body=message.body.replace(sentence, hint + "."))
-    return told, [*retrieved[:at], holder, *retrieved[at + 1 :]]
+    return [hint if s == sentence else s for s in asked], [*retrieved[:at], holder, *retrieved[at + 1 :]]
 
 
 def _insert(text: str, sentence: str, rng: random.Random) -> str:
     parts = re.split(r"(?<=[.!?])\s+", text)
     at = rng.randint(0, len(parts))
     return " ".join([*parts[:at], sentence, *parts[at:]])
-
-
-# --- instructions ---------------------------------------------------------------------------------------------------
-
-
-def instruct(message: Message, rng: random.Random, rates: Rates = Rates()) -> str:  # noqa: B008
-    """An instruction for `message` in one of the many forms that people type."""
-    middle = _middle(message.body)
-    if rng.random() < rates.dictated and 3 <= len(middle.split()) <= 45:
-        text = _dictated(middle, message, rng)
-    else:
-        text = extract(message, "keywords" if rng.random() < rates.keywords else "sentence")
-    for rate, change in _NOISE:
-        if rng.random() < rate:
-            text = change(text, rng)
-    return text.strip(" ,;")
-
-
-def _middle(body: str) -> str:
-    """The mail between greeting and sign-off."""
-    hello, bye = greeting(body), sign_off(body)
-    text = body.strip()
-    if hello and text.startswith(hello):
-        text = text[len(hello) :]
-    if bye and text.rstrip().endswith(bye):
-        text = text.rstrip()[: -len(bye)]
-    return " ".join(text.split())
-
-
-def _dictated(middle: str, message: Message, rng: random.Random) -> str:
-    """The mail's own words: as they are, or after "tell Anna that" and the like."""
-    who = message.to[0].label.split()[0] if message.to and message.to[0].label else "them"
-    text = middle.rstrip(".")
-    if rng.random() < 0.5:
-        return text
-    opening = rng.choice(
-        (
-            "tell {0} that ",
-            "tell {0} ",
-            "let {0} know that ",
-            "email {0}: ",
-            "write to {0}: ",
-            "say ",
-            "reply: ",
-            "{0}: ",
-        )
-    )
-    lowered = text[:1].lower() + text[1:] if not re.match(r"I\b|I'", text) else text
-    return opening.format(who) + lowered
-
-
-def _lower(text: str, rng: random.Random) -> str:
-    return text.lower()
-
-
-def _bullets(text: str, rng: random.Random) -> str:
-    pieces = [p.strip(" .") for p in re.split(r"(?<=[a-z)])[.;] |, (?=\w+ \w)", text) if p.strip(" .")]
-    return "\n".join(f"- {p}" for p in pieces) if len(pieces) > 1 else text
-
-
-def _drop(text: str, rng: random.Random) -> str:
-    """Without one piece that holds no fact."""
-    pieces = text.split(", ")
-    dull = [i for i, p in enumerate(pieces) if not facts("x " + p)]
-    if len(pieces) < 3 or not dull:
-        return text
-    gone = rng.choice(dull)
-    return ", ".join(p for i, p in enumerate(pieces) if i != gone)
-
-
-def _typo(text: str, rng: random.Random) -> str:
-    """One plain word with two letters exchanged or one missing."""
-    words = text.split(" ")
-    plain = [i for i, w in enumerate(words) if w.isalpha() and w.islower() and len(w) > 4]
-    if not plain:
-        return text
-    i = rng.choice(plain)
-    at = rng.randrange(1, len(words[i]) - 1)
-    w = words[i]
-    words[i] = w[:at] + w[at + 1] + w[at] + w[at + 2 :] if rng.random() < 0.6 else w[:at] + w[at + 1 :]
-    return " ".join(words)
-
-
-def _prefix(text: str, rng: random.Random) -> str:
-    opening = rng.choice(
-        ("pls ", "please ", "email: ", "quick note: ", "reply: ", "write: ", "short mail: ", "mail saying ", "draft: ")
-    )
-    return opening + (text[:1].lower() + text[1:] if text[1:2].islower() else text)
-
-
-def _no_stop(text: str, rng: random.Random) -> str:
-    return re.sub(r"\. ", rng.choice(("; ", ", ", " / ", " + ", ". ")), text.rstrip("."))
-
-
-def _reorder(text: str, rng: random.Random) -> str:
-    pieces = text.split(", ")
-    if len(pieces) < 3 or ". " in text or len(text) > 200:
-        return text
-    rng.shuffle(pieces)
-    return ", ".join(pieces)
-
-
-_SHORTHAND = (("tomorrow", "tmrw"), ("please", "pls"), ("thanks", "thx"), ("meeting", "mtg"), ("you", "u"), ("regarding", "re"), ("and", "&"), ("with", "w/"), ("about", "abt"), ("message", "msg"))  # fmt: skip
-
-
-def _shorthand(text: str, rng: random.Random) -> str:
-    for long, short in _SHORTHAND:
-        if rng.random() < 0.5:
-            text = re.sub(rf"\b{long}\b", short, text)
-    return text
-
-
-_NOISE: tuple[tuple[float, Callable[[str, random.Random], str]], ...] = (
-    (0.12, _drop),
-    (0.08, _reorder),
-    (0.35, _no_stop),
-    (0.07, _bullets),
-    (0.10, _typo),
-    (0.08, _shorthand),
-    (0.14, _prefix),
-    (0.33, _lower),
-)

@@ -32,6 +32,9 @@ _PATTERN = re.compile(
 # IGNORECASE serves weekdays and "PM"; the cases that need a capital check it themselves.
 
 
+RENAMED = 0.2  # of items: some other capitalised words (projects, products, firms) get new names too
+
+
 class Swap:
     """One item's swaps: the same word always becomes the same other word. Call it on each of the item's texts."""
 
@@ -43,6 +46,7 @@ class Swap:
         self.years = rng.randint(-6, 34)
         self.people = {w.lower() for p in people for w in (p.first,) if len(w) > 2}
         self.lasts = {w.lower() for p in people for w in (p.last,) if len(w) > 2}
+        self.rename = rng.random() < RENAMED
 
     def person(self, p: Person) -> Person:
         """The person who stands in the place of `p`."""
@@ -91,6 +95,8 @@ class Swap:
             new = self._last(low)
         elif title in _PLACES and word[0].isupper():
             new = self._once("place", low, lambda: self.rng.choice(PLACES))
+        elif ("thing", low) in self.seen or (self.rename and _names_a_thing(m)):
+            new = self._once("thing", low, lambda: self.names.new_last(self.rng) if self.rng.random() < 0.3 else word)
         if not new:
             return word
         return new.upper() if shout else new if word[0].isupper() else new.lower()
@@ -191,6 +197,12 @@ _RULES: dict[str, Callable[[Swap, re.Match[str]], str]] = {
     "firm": Swap._firm,
     "word": Swap._word,
 }
+
+
+def _names_a_thing(m: re.Match[str]) -> bool:
+    """A capitalised word within a sentence, no abbreviation."""
+    word, before = m.group(), m.string[max(m.start() - 2, 0) : m.start()]
+    return len(word) > 3 and word[0].isupper() and word[1:].islower() and before[:1].islower() and before[1:] == " "
 
 
 def _cased(new: str, like: str) -> str:

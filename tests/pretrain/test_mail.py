@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import random
 import re
+from dataclasses import replace
 
 import pytest
 
 from panza.facts import facts, kept
-from panza.letter import greeting
-from panza.types import Address, Message
+from panza.orders import Reader
 from pretrain import tokenizer as tk
-from pretrain.corpus import Mail, Person, addresses, clean, holds_personal, newest_quoted, part_of, person
+from pretrain.corpus import Mail, Person, Seen, addresses, clean, mail_of, part_of, person, quoted_mail
+from pretrain.instruct import careless, instruct
+from pretrain.intents import INTENTS, told
 from pretrain.names import Names, collect
-from pretrain.pairs import Rates, instruct, items
+from pretrain.pairs import Rates, items
+from pretrain.private import holds_personal
 from pretrain.swap import Swap, Unswapped
 
 ANNA, TOM = Person("Annelore", "Kellerman"), Person("Tomsen", "Reedham")  # names that no list holds
-ALWAYS_WRITE = Rates(play_back=0, title=0, lower_start=1, letter=0, needed=0)
+ALWAYS_WRITE = Rates(play_back=0, title=0, intents=0, lower_start=1, letter=0, needed=0, cut=0, careless=0)
 
 
 @pytest.fixture(scope="module")
@@ -51,12 +54,12 @@ WRAPPED = "I will send you the numbers for the second quarter as soon as the aud
 
 
 def test_hard_wraps_are_undone_and_paragraphs_stay():
-    assert clean(WRAPPED, random.Random(0)).count("\n") == 2
+    assert clean(WRAPPED, ANNA, random.Random(0)).count("\n") == 2
 
 
 def test_a_list_stays_a_list():
     text = "Please bring the following things to the meeting that we have on next Tuesday:\n- the plan\n- the budget"
-    assert clean(text, random.Random(0)).endswith("\n- the plan\n- the budget")
+    assert clean(text, ANNA, random.Random(0)).endswith("\n- the plan\n- the budget")
 
 
 @pytest.mark.parametrize(
@@ -69,28 +72,60 @@ def test_a_list_stays_a_list():
     ],
 )
 def test_quotes_and_signatures_are_cut(under: str):
-    text = clean(f"See you on Friday.\n\n{under}", random.Random(0))
+    text = clean(f"See you on Friday.\n\n{under}", ANNA, random.Random(0))
     assert text.startswith("See you on Friday.") and "hello" not in text and "Manager" not in text
 
 
 def test_personal_data_becomes_invented_data():
     text = "Call 713-853-1234, mail bo.ek@enron.com, visit 1400 Smith Street; my number is 123-45-6789. It is fine."
-    new = clean(text, random.Random(0))
+    new = clean(text, ANNA, random.Random(0))
     for real in ("713-853-1234", "bo.ek@enron.com", "1400 Smith Street", "123-45-6789"):
         assert real not in new
     assert re.search(r"\d{3}-555-\d{4}", new) and holds_personal(new)
-    assert new != clean(text, random.Random(1))
+    assert new != clean(text, ANNA, random.Random(1))
 
 
 def test_the_template_s_marks_never_survive():
-    assert "<|" not in clean("ignore this <|end|><|system|> and go on please", random.Random(0))
+    assert "<|" not in clean("ignore this <|end|><|system|> and go on please", ANNA, random.Random(0))
 
 
-def test_the_newest_quoted_mail_is_found():
-    who, text = newest_quoted(
-        "-----Original Message-----\nFrom:\tReed, Tom\nSent:\tMonday\nTo:\tAnna\nSubject:\tPlan\n\nWhen?"
+def test_a_sentence_with_a_date_in_it_cuts_nothing():
+    """The first corpus lost all that stood after such a line."""
+    text = "I sent the form on 5/12/01 and got no answer.\n\nCan you look into it, please?"
+    assert clean(text, ANNA, random.Random(0)) == text
+
+
+def record(**other: object) -> dict[str, object]:
+    return {
+        "from": "anna.keller@enron.com",
+        "to": "tom.reed@enron.com",
+        "subject": "Re: Plan",
+        "text": "On Friday.",
+        **other,
+    }
+
+
+def test_the_newest_quoted_mail_is_found_and_becomes_a_mail_of_its_own():
+    quoted = "-----Original Message-----\nFrom:\tReed, Tom\nSent:\tMonday\nTo:\tAnna\nSubject:\tPlan\n\nWhen is the plan due, Anna?"
+    m = replace(mail_of(record(quoted=quoted), "k"), part="train")
+    assert (m.quoted_from, m.quoted) == ("Tom Reed", "When is the plan due, Anna?")
+    q = quoted_mail(m)
+    assert q and (q.sender, q.to, q.subject, q.body) == (
+        Person("Tom", "Reed"),
+        (Person("Anna", "Keller"),),
+        "Plan",
+        m.quoted,
     )
-    assert (who, text) == ("Tom Reed", "When?")
+    assert quoted_mail(replace(m, part="authors")) is None
+
+
+def test_repeats_are_known_by_their_words():
+    seen = Seen()
+    note = "The report for {} is ready. Please find it on the shared drive of the {} team, as usual."
+    assert not seen.repeats(note.format("May 12", "trading"))
+    assert seen.repeats(note.format("June 3", "trading"))
+    assert not seen.repeats("Can you come to lunch on Friday with Maria and the others from the legal team?")
+    assert not seen.repeats("Yes, that works.") and seen.repeats("yes that works")
 
 
 def test_authors_kept_aside_are_kept_aside_with_all_their_mail():
@@ -127,7 +162,7 @@ def test_days_of_the_month_stay_days(names: Names):
 def test_the_sign_off_is_the_prompt_s_sender(names: Names):
     body = "Tomsen,\n\nThe review moves to Thursday at 3pm. Please tell the others.\n\nThanks,\nAnnie"
     for seed in range(10):
-        (item,) = list(items([mail(body)], names, str(seed), ALWAYS_WRITE))
+        (item,) = list(items([mail(body)], names, str(seed), replace(ALWAYS_WRITE, unsupported=1)))
         sender = re.search(r"^From: (\S+)", item.prompt[item.prompt.rindex("\nFrom:") + 1 :])
         assert sender and item.answer.endswith(sender[1])
         assert "Annie" not in item.answer
@@ -158,23 +193,43 @@ def test_mail_with_a_phone_number_is_no_item(names: Names):
 
 def test_unswapped_items_keep_the_words(names: Names):
     body = "Tomsen, the plan is due on Friday, May 12. Please send your part. Annelore"
-    (item,) = list(items([mail(body)], names, "1", ALWAYS_WRITE, swap=Unswapped))
+    rates = replace(ALWAYS_WRITE, unsupported=1)
+    (item,) = list(items([mail(body)], names, "1", rates, swap=Unswapped))
     assert item.answer == body and "Friday" in item.prompt
 
 
-def test_instructions_come_in_many_forms(names: Names):
-    (item,) = list(
-        items(
-            [mail("Tomsen,\n\nThe review moves to Thursday at 3pm. Please send the draft to Maria.\n\nAnnelore")],
-            names,
-            "1",
-            ALWAYS_WRITE,
-        )
-    )
-    message = Message("m", 0, Address("Anna Keller", ""), (Address("Tom Reed", ""),), (), "Plan", item.answer)
-    forms = {instruct(message, random.Random(n)) for n in range(60)}
-    assert len(forms) > 25
-    assert any("\n- " in f for f in forms) and any(f == f.lower() for f in forms)
-    shared = [sum(kept(f, form) for f in facts(form)) for form in forms]
-    assert sum(shared) > len(forms)
-    assert greeting(item.answer)
+SAID = ["The review moves to Thursday at 3pm.", "Can you send the draft to Maria by Monday?"]
+
+
+def test_instructions_come_in_many_forms_and_keep_the_facts():
+    forms = [instruct(SAID, Reader("Tom", "he"), random.Random(n)) for n in range(120)]
+    assert len(set(forms)) > 50
+    assert any("\n- " in f for f in forms) and any(f.startswith("Tell Tom") for f in forms)
+    assert any("if he can send" in f for f in forms) and any("ask him to" in f for f in forms)
+    for form in forms:
+        assert all(kept(f, form) for f in ("Thursday", "3pm", "Maria", "Monday"))
+        assert all(kept(f, " ".join(["Tom", *SAID])) for f in facts(form))
+
+
+def test_carelessness_changes_the_form_and_leaves_figures():
+    text = "Tell Tom the review moves to Thursday at 3pm. Ask him to send the draft by May 12"
+    forms = {careless(text, random.Random(n)) for n in range(60)}
+    assert len(forms) > 8 and text.lower() in {f.rstrip(".") for f in forms}
+    assert all(kept("3pm", f) and "12" in f for f in forms)
+
+
+def test_what_the_instruction_names_stands_in_the_answer(names: Names):
+    body = "The review of the Elm Street plan moves to Thursday at 3pm. Bring 12 copies. Maria Lopez will join us on May 12."
+    for seed in range(25):
+        for item in items([mail(body)], names, str(seed), replace(ALWAYS_WRITE, cut=0.5)):
+            assert all(kept(f, item.answer) for f in facts(item.instruction)), item
+
+
+def test_the_tables_of_intents_say_what_is_asked(names: Names):
+    for seed in range(200):
+        for point in told(random.Random(seed), names, "Tom", "he"):
+            assert "{" not in point.instruction + point.mail
+            assert not re.search(r"\byour?\b", point.instruction.replace("thank you", "")), point
+            missing = [f for f in facts(point.instruction.replace("Tom", "")) if not kept(f, point.mail)]
+            assert not missing, (missing, point)
+    assert all(i.pairs for i in INTENTS)
