@@ -1,0 +1,90 @@
+"""The cheapest paths through a bit-shift trellis (QTIP, arXiv:2406.11235), many chains at once. Knows no weight, no layer.
+
+A state is a window of L bits over a stream, `step` = K of them new each time: next = state >> K | new << (L - K).
+The 2^K states that differ in their low bits alone have the same successors, so one minimum over them serves all.
+
+Letters: T steps, C chains, S = 2^L states, J = S / 2^K sets of states with the same successors.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+FAR = 1e30  # the cost of a start that is not allowed
+
+
+class Viterbi:
+    """A search over C chains of T steps whose buffers, and on a GPU whose graph, serve every call."""
+
+    def __init__(self, lut: Tensor, step: int, T: int, C: int) -> None:
+        """lut: (S,) fp32, the value of each state."""
+        S, K, J = len(lut), step, len(lut) >> step
+        assert J >= 1, "a window holds at least the new bits"
+        self.T, self.step, self.start, self.best = T, step, lut.new_zeros(J, C), lut.new_zeros(J, C)
+        self.terms = torch.stack((lut.square(), -2 * lut, torch.ones_like(lut)), 1).expand(T, S, 3)
+        self.features, self.cost = lut.new_zeros(T, 3, C), lut.new_zeros(T, S, C)
+        self.entering = list(self.cost.view(T, 1 << K, J, C))  # by (new bits, what stays of the predecessor)
+        self.leaving = list(self.cost.view(T, J, 1 << K, C))  # by (what stays, bits that go)
+        self._graph = _captured(self._run) if lut.is_cuda else None
+
+    def paths(self, target: Tensor, weight: Tensor, start: Tensor | None = None) -> Tensor:
+        """The states (T, C) int64 that minimise sum over t of weight (target - lut[state])^2 in each chain.
+
+        target, weight: (T, C) fp32. start: (C,) the state before the first, or None if any may be the first.
+        """
+        torch.stack((weight, weight * target, weight * target * target), 1, out=self.features)
+        self.start.fill_(FAR if start is not None else 0)
+        if start is not None:
+            self.start.scatter_(0, (start >> self.step)[None], 0)
+        if self._graph is None:
+            return self._run()
+        graph, states = self._graph
+        graph.replay()
+        return states.clone()
+
+    def _run(self) -> Tensor:
+        torch.bmm(self.terms, self.features, out=self.cost)  # weight (target - lut)^2
+        self.best.copy_(self.start)
+        for entering, leaving in zip(self.entering, self.leaving, strict=True):
+            entering.add_(self.best)
+            torch.amin(leaving, 1, out=self.best)
+        return trace(self.cost, self.step) if self.cost.is_cuda else trace_small(self.cost, self.step)
+
+
+def trace(cost: Tensor, step: int) -> Tensor:
+    """The states (T, C) int64 of the path that ends cheapest. cost: (T, S, C), of the cheapest path to each state."""
+    T, S, C = cost.shape
+    leaving = cost.view(T, S >> step, 1 << step, C)
+    states = [cost[-1].argmin(0)]
+    for t in range(T - 2, -1, -1):
+        kept = states[-1] & (S >> step) - 1
+        gone = leaving[t].gather(0, kept.expand(1, 1 << step, C))[0].argmin(0)
+        states.append(kept << step | gone)
+    return torch.stack(states[::-1])
+
+
+def trace_small(cost: Tensor, step: int) -> Tensor:
+    """`trace` through numpy, whose calls on a few hundred numbers take a third of torch's time."""
+    T, S, C = cost.shape
+    leaving, chain = cost.view(T, S >> step, 1 << step, C).numpy(), np.arange(C)
+    states = np.empty((T, C), np.int64)
+    states[-1] = cost[-1].numpy().argmin(0)
+    for t in range(T - 2, -1, -1):
+        kept = states[t + 1] & (S >> step) - 1
+        states[t] = kept << step | leaving[t][kept, :, chain].argmin(1)
+    return torch.from_numpy(states)
+
+
+def _captured(run) -> tuple[torch.cuda.CUDAGraph, Tensor]:
+    """`run` as one CUDA graph, and where its result will lie."""
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):  # the first run chooses kernels, which a capture may not
+        run()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        states = run()
+    return graph, states
