@@ -81,9 +81,17 @@ def costs(upper: Tensor, N: int) -> Tensor:
 
     upper: (Q, D, D).
     """
-    cost = upper.diagonal(dim1=-2, dim2=-1).pow(-2).T  # (D, Q)
-    sizes = torch.tensor([len(rows) for rows in torch.arange(N).tensor_split(len(upper))], device=cost.device)
-    return cost if len(upper) == 1 else cost.repeat_interleave(sizes, 1)
+    return each_output(upper.diagonal(dim1=-2, dim2=-1).pow(-2), N)
+
+
+def each_output(values: Tensor, N: int) -> Tensor:
+    """(Q, D), one row an output group -> (D, N), or (D, 1) if all N outputs are one group."""
+    sizes = [len(rows) for rows in torch.arange(N).tensor_split(len(values))]
+    return (
+        values.T
+        if len(values) == 1
+        else torch.cat([v[:, None].expand(-1, n) for v, n in zip(values, sizes, strict=True)], 1)
+    )
 
 
 def feed(upper: Tensor, step: int = 1) -> Tensor:
@@ -107,18 +115,50 @@ def sweep(columns: Tensor, upper: Tensor, choose: Callable[[int, Tensor], Tensor
     as large as the recursion allows, and nothing is read before all errors before it have arrived.
     """
     w, errors = columns.clone(), torch.empty_like(columns)
-    gains = [feed(matrix, step) for matrix in upper.view(-1, *upper.shape[-2:])]
+    gains = [feed(matrix, step).T for matrix in upper.reshape(-1, *upper.shape[-2:])]
     parts = list(zip(w.tensor_split(len(gains), 1), errors.tensor_split(len(gains), 1), gains, strict=True))
 
     def over(first: int, last: int) -> None:
         if last - first == step:
-            torch.sub(w[first:last], choose(first, w[first:last]), out=errors[first:last])
+            now = w[first:last]
+            torch.sub(now, choose(first, now), out=errors[first:last])
             return
         middle = first + (last - first) // (2 * step) * step
         over(first, middle)
         for rows, lost, gain in parts:
-            rows[middle:last].addmm_(gain[first:middle, middle:last].T, lost[first:middle], alpha=-1)
+            rows[middle:last].addmm_(gain[middle:last, first:middle], lost[first:middle], alpha=-1)
         over(middle, last)
 
     over(0, len(w))
     return w.sub_(errors)
+
+
+def descend(columns: Tensor, chosen: Tensor, hessian: Tensor, choose: Callable[[int, Tensor], Tensor]) -> Tensor:
+    """One round of cyclic coordinate descent on tr(E H Eᵀ): each input in turn gets the best for what all others are.
+
+    columns, chosen: (D, N), the weight and what it decodes to. hessian: (D, D) or (Q, D, D), damped.
+    choose(j, now): now (1, N) is what input j would best decode to; returns what it does. Returns the new chosen; the
+    loss never grows if choose takes the nearest. Lazy by halves, as `sweep`.
+    """
+    matrices = hessian.reshape(-1, *hessian.shape[-2:])
+    new, change = chosen.clone(), torch.empty_like(chosen)
+    lost = torch.cat(
+        [h @ e for h, e in zip(matrices, (columns - chosen).tensor_split(len(matrices), 1), strict=True)], 1
+    )
+    curvature = each_output(matrices.diagonal(dim1=-2, dim2=-1), columns.shape[1])
+    parts = list(zip(lost.tensor_split(len(matrices), 1), change.tensor_split(len(matrices), 1), matrices, strict=True))
+
+    def over(first: int, last: int) -> None:
+        if last - first == 1:
+            here = slice(first, last)
+            now = torch.addcdiv(chosen[here], lost[here], curvature[here])
+            torch.sub(choose(first, now), chosen[here], out=change[here])
+            return
+        middle = (first + last) // 2
+        over(first, middle)
+        for rows, moved, h in parts:
+            rows[middle:last].addmm_(h[first:middle, middle:last].T, moved[first:middle], alpha=-1)
+        over(middle, last)
+
+    over(0, len(new))
+    return new.add_(change)
