@@ -198,9 +198,7 @@ def bits_per_byte(model: TorchModel, mails: Sequence[Message], progress: Progres
 
     Each mail stands alone after the mark that opens a text. Mails that the context does not hold are left out.
     """
-    encode = model.chat_tokenizer.encode_text
-    rows = [(opening(model) + encode(header(m)), encode(m.body)) for m in mails]
-    bits = text_bits(model, rows, progress)
+    bits = text_bits(model, [(header(m), m.body) for m in mails], progress)
     scored = [(b, len(m.body.encode())) for b, m in zip(bits, mails, strict=True) if b is not None]
     size = sum(n for _, n in scored)
     return (sum(b for b, _ in scored) / size if size else None), len(scored)
@@ -216,6 +214,14 @@ Row = tuple[list[int], list[int]]  # ids of what is given, ids of what is scored
 
 
 def text_bits(
+    model: TorchModel, pairs: Sequence[tuple[str, str]], progress: Progress = silent, batch_tokens: int = 2000
+) -> list[float | None]:
+    """Bits of the second text of each pair and its end, given the mark that opens a text and the first; see `id_bits`."""
+    encode = model.chat_tokenizer.encode_text
+    return id_bits(model, [(opening(model) + encode(a), encode(b)) for a, b in pairs], progress, True, batch_tokens)
+
+
+def id_bits(
     model: TorchModel, rows: Sequence[Row], progress: Progress = silent, end: bool = True, batch_tokens: int = 2000
 ) -> list[float | None]:
     """Bits of the second part of each row given the first, with its end if `end`; None where the context is too short.

@@ -9,7 +9,7 @@ from typing import Any
 from transformers import AutoTokenizer, LlamaForCausalLM
 
 from panza import measure, prompt
-from panza.measure import Asked, some, text_bits
+from panza.measure import Asked, id_bits, some
 from panza.models import ChatTokenizer, Sampling, TorchModel, complete_batch
 from panza.types import Address, Message
 from pretrain import tokenizer as tk
@@ -86,7 +86,7 @@ def instructed(model: TorchModel, asked: Sequence[Item]) -> float:
     """Bits for each byte of the items' answers and their end, given their prompts."""
     encode = model.chat_tokenizer.tokenizer.encode
     rows = [(encode(i.prompt, add_special_tokens=False), model.chat_tokenizer.encode_text(i.answer)) for i in asked]
-    scored = [(b, len(i.answer.encode())) for b, i in zip(text_bits(model, rows), asked, strict=True) if b is not None]
+    scored = [(b, len(i.answer.encode())) for b, i in zip(id_bits(model, rows), asked, strict=True) if b is not None]
     return sum(b for b, _ in scored) / max(sum(n for _, n in scored), 1)
 
 
