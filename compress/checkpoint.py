@@ -196,7 +196,7 @@ def assign_tensors_(
         embedding.dtype = dtype
     else:
         model.tie_weights()
-    _fill_computed_(model, config)
+    _fill_computed_(model)
 
 
 def _input_embedding(model: nn.Module) -> str:
@@ -243,9 +243,13 @@ def share_(model: nn.Module, shared: dict[str, str]) -> None:
         setattr(model.get_submodule(module), leaf, getattr(model.get_submodule(source), key))
 
 
-def _fill_computed_(model: nn.Module, config: Any) -> None:
-    """Buffers that no file holds (RoPE's tables) are computed by their module anew."""
-    for name, module in list(model.named_modules()):
-        if any(b.is_meta for b in module.buffers(recurse=False)):
-            owner, leaf = model.get_submodule(name.rpartition(".")[0]), name.rpartition(".")[2]
-            setattr(owner, leaf, type(module)(config=config))
+def _fill_computed_(model: nn.Module) -> None:
+    """Buffers that no file holds (RoPE's tables, an embedding's factor) are computed anew, as transformers does it."""
+    for module in model.modules():
+        empty = {name: b for name, b in module.named_buffers(recurse=False) if b.is_meta}
+        for name, buffer in empty.items():
+            module.register_buffer(name, torch.empty_like(buffer, device="cpu"), persistent=False)
+        if empty:
+            for parameter in module.parameters(recurse=False):
+                parameter._is_hf_initialized = True  # loaded: not to be drawn at random
+            model._init_weights(module)

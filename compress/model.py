@@ -397,7 +397,8 @@ class _Streams:
         """Fit the compressed block to the ideal outputs; what that brought, None without tuning."""
         if self.ideal is None:
             return None
-        config = TuneConfig(epochs=self.options.tune, batch=max(1, 4 // self.run.batch), seed=self.options.seed)
+        options = self.run.options
+        config = TuneConfig(epochs=options.tune, batch=max(1, 4 // self.run.batch), seed=options.seed)
         validation = self.held_out.calls_of(index), self.held_out_ideal.parts()
         with ranks.averaged_steps():
             report = tune_block(block, self.inputs.calls_of(index), self.ideal.parts(), validation, config)

@@ -81,7 +81,7 @@ def send_weights(weights: Sequence[QuantizedWeight] | None, owner: int, device: 
     made = nn.ModuleList(weights or [QuantizedWeight.from_spec(spec) for spec in specs]).to(device)
     share_(made, shared)
     for name, tensor in sorted(unshared(made.state_dict())[0].items()):
-        raw = tensors.get(name, tensor).to(device, copy=True).contiguous()
+        raw = torch.empty(tensor.shape, dtype=tensor.dtype, device=device).copy_(tensors.get(name, tensor))
         dist.broadcast(raw.view(torch.uint8) if raw.dim() else raw, owner)
         made.state_dict()[name].copy_(raw)
     return list(made)
