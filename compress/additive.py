@@ -8,7 +8,7 @@ Knows tensors; knows no file, no layer, no bits.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -17,17 +17,21 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from compress.feedback import sweep
-from compress.kmeans import least
+from compress.kmeans import least, uses
 
 BLOCK = 128  # inputs whose share of the residual is kept up to date; the others' is computed when they are reached
 
 
+Map = Callable[[Tensor], Tensor]
+
+
 class Rows(NamedTuple):
-    """Rows [start, stop) of the target, with their Hessian (D, D)."""
+    """Rows [start, stop) of the target with their Hessian (D, D); for `start` its `feedback.inverse_upper` too."""
 
     start: int
     stop: int
     hessian: Tensor
+    upper: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -53,7 +57,7 @@ def words(books: Tensor, codes: Tensor) -> Tensor:
 def error(target: Tensor, parts: Sequence[Rows], sums: Sums) -> Tensor:
     """The objective: a scalar tensor."""
     lost = target - sums.dense()
-    return sum((lost[a:b] @ h * lost[a:b]).sum() for a, b, h in parts)
+    return sum((lost[a:b] @ h * lost[a:b]).sum() for a, b, h, _ in parts)
 
 
 def search(
@@ -113,7 +117,7 @@ def encode(
     allowed: (N, G) bool, the groups whose codes may change (all, if None). rows: taken at a time.
     """
     codes = sums.codes.clone()
-    for a, b, hessian in parts:
+    for a, b, hessian, _ in parts:
         for at in range(a, b, rows):
             piece = slice(at, min(at + rows, b))
             scale = inverse(sums.scale[piece])[:, None]
@@ -123,31 +127,34 @@ def encode(
 
 
 def _descend(target: Tensor, hessian: Tensor, books: Tensor, codes: Tensor, beam: int, may: Tensor | None) -> Tensor:
-    g, codes = books.shape[2], codes.clone()
+    g, D, codes = books.shape[2], target.shape[1], codes.clone()
+    width = max(BLOCK // g, 1) * g
     lost = target - words(books, codes)
-    for block in torch.arange(target.shape[1], device=target.device).split(BLOCK // g * g):
-        low, high = int(block[0]), int(block[-1]) + 1  # noqa
-        residual = lost @ hessian[:, low:high]  # (n, block)
+    for low in range(0, D, width):
+        high = min(low + width, D)
+        residual = lost @ hessian[:, low:high]  # (n, width)
         for at in range(low, high, g):
-            metric, here = hessian[at : at + g, at : at + g], slice(at - low, at - low + g)
-            old, j = words(books, codes[:, at // g, None]), at // g
-            new = search(residual[:, here] + old @ metric, metric, books, codes[:, j], beam)
+            own, j = slice(at, at + g), at // g
+            metric, old = hessian[own, own], words(books, codes[:, j, None])
+            new = search(
+                torch.addmm(residual[:, at - low : at - low + g], old, metric), metric, books, codes[:, j], beam
+            )
             if may is not None:
                 new = torch.where(may[:, j, None], new, codes[:, j])
-            change = words(books, new[:, None]) - old
-            codes[:, j] = new
-            lost[:, at : at + g] -= change
-            residual -= change @ hessian[at : at + g, low:high]
+            change, codes[:, j] = words(books, new[:, None]) - old, new
+            lost[:, own] -= change
+            residual.addmm_(change, hessian[own, low:high], alpha=-1)
     return codes
 
 
-def start(target: Tensor, parts: Sequence[Rows], uppers: Sequence[Tensor], sums: Sums, beam: int, rows: int) -> Sums:
+def start(target: Tensor, parts: Sequence[Rows], sums: Sums, beam: int = 1, rows: int = 1024) -> Sums:
     """Codes from nothing, group after group, each group's error fed back into the inputs after it.
 
-    uppers: `feedback.inverse_upper` of each part's damped Hessian. The codes of `sums` are not read. rows: at a time.
+    The codes of `sums` are not read. rows: taken at a time.
     """
-    codes = torch.zeros_like(sums.codes)
-    for (a, b, _), upper in zip(parts, uppers, strict=True):
+    M, _, g = sums.books.shape
+    codes = torch.zeros(len(target), target.shape[1] // g, M, dtype=torch.int32, device=target.device)
+    for a, b, _, upper in parts:
         for at in range(a, b, rows):
             piece = slice(at, min(at + rows, b))
             codes[piece] = _feed(target[piece] * inverse(sums.scale[piece])[:, None], upper, sums.books, beam)
@@ -171,7 +178,7 @@ def _feed(target: Tensor, upper: Tensor, books: Tensor, beam: int) -> Tensor:
 def rescale(target: Tensor, parts: Sequence[Rows], sums: Sums) -> Sums:
     """The best scale of each row: ⟨W, V⟩_H / ⟨V, V⟩_H with V the words before the scale; 0 where V weighs nothing."""
     value, scales = words(sums.books, sums.codes), []
-    for a, b, hessian in parts:
+    for a, b, hessian, _ in parts:
         weighted = value[a:b] @ hessian
         own = (weighted * value[a:b]).sum(1)
         scales.append((weighted * target[a:b]).sum(1) * inverse(own))
@@ -187,7 +194,7 @@ def fit(target: Tensor, parts: Sequence[Rows], sums: Sums, steps: int) -> Sums:
     scatter, solve = _adjoint(sums), _preconditioner(parts, sums)
 
     def push(rows: Tensor) -> Tensor:
-        return scatter(torch.cat([rows[a:b] @ h for a, b, h in parts]) * scale)
+        return scatter(torch.cat([rows[a:b] @ h for a, b, h, _ in parts]) * scale)
 
     lost = push(target - scale * words(books, sums.codes))
     direction = near = solve(lost)
@@ -209,53 +216,56 @@ def _centred(books: Tensor) -> Tensor:
     return torch.cat((books[:1] - mean[:1] + mean.sum(0, keepdim=True), books[1:] - mean[1:]))
 
 
-def _adjoint(sums: Sums):
-    """The function (N, D) -> (M, K, g) that sums for each word the places where it is used."""
+def _adjoint(sums: Sums) -> Map:
+    """(N, D) -> (M, K, g): for each word the sum over the places where it is used."""
     M, K, g = sums.books.shape
-    flat = sums.codes.view(-1, M)
-    small = torch.uint8 if K <= 256 else torch.int32  # a radix sort: the fewer bytes the faster
-    orders = [column.to(small).sort(stable=True)[1] for column in flat.T.contiguous()]
-    counts = torch.cat([torch.bincount(column, minlength=K) for column in flat.T.contiguous()])
-    starts = torch.cat((counts.new_zeros(1), counts.cumsum(0)))
-    where = torch.sparse_csr_tensor(
-        starts,
-        torch.cat(orders),
-        torch.ones(flat.numel(), device=flat.device),
-        (M * K, len(flat)),
-        check_invariants=False,
-    )
-    return lambda rows: (where @ rows.view(-1, g)).view(M, K, g)
+    where = [uses(column, K) for column in sums.codes.view(-1, M).unbind(1)]
+
+    def scatter(rows: Tensor) -> Tensor:
+        return torch.stack([w @ rows.view(-1, g) for w in where])
+
+    return scatter
 
 
-def _preconditioner(parts: Sequence[Rows], sums: Sums):
+def _preconditioner(parts: Sequence[Rows], sums: Sums) -> Map:
     M, K, g = sums.books.shape
-    blocks = [torch.stack([h[i : i + g, i : i + g] for i in range(0, len(h), g)]) for _, _, h in parts]  # (G, g, g)
-    size = [b.diagonal(dim1=1, dim2=2).mean(1) for b in blocks]
-    mean = torch.cat(blocks).mean(0) / torch.cat(size).mean()
-    weight = torch.cat([s.expand(b - a, -1) for (a, b, _), s in zip(parts, size, strict=True)])
-    weight = (weight * sums.scale.square()[:, None]).view(-1)
-    flat = sums.codes.view(-1, M).T.long()
-    if M * K > 4096:
-        mass = torch.stack([torch.zeros(K, device=weight.device).index_add_(0, c, weight) for c in flat])
-        divide = mass.clamp(min=float(torch.finfo(torch.float32).tiny))
-        inner = torch.linalg.inv(_damped(mean))
-        return lambda r: r / divide[..., None] @ inner
-    pairs = torch.zeros(M, K, M, K, device=weight.device)
-    for a in range(M):
-        for b in range(a, M):
-            found = torch.bincount(flat[a] * K + flat[b], weight, K * K).view(K, K).float()
-            pairs[a, :, b], pairs[b, :, a] = found, found.T
-    outer, inner = (
-        torch.cholesky_inverse(torch.linalg.cholesky(_damped(pairs.view(M * K, M * K)))),
-        torch.linalg.inv(_damped(mean)),
-    )
+    blocks = [
+        h.unflatten(0, (-1, g)).unflatten(2, (-1, g)).diagonal(dim1=0, dim2=2).permute(2, 0, 1) for _, _, h, _ in parts
+    ]
+    sizes = [b.diagonal(dim1=1, dim2=2).mean(1) for b in blocks]  # (G,)
+    inner = torch.linalg.inv(_damped(torch.cat(blocks).mean(0) / torch.cat(sizes).mean()))
+    weight = torch.cat([s.expand(b - a, -1) for (a, b, _, _), s in zip(parts, sizes, strict=True)])
+    outer = _pairs((weight * sums.scale.square()[:, None]).flatten(), sums.codes.view(-1, M).long(), K)
+    if outer.dim() == 2:
+        masses = inverse(outer)[..., None]
+        return lambda r: (r * masses) @ inner
+    outer = torch.cholesky_inverse(torch.linalg.cholesky(_damped(outer.view(M * K, M * K))))
     return lambda r: (outer @ r.view(M * K, g) @ inner).view(M, K, g)
 
 
-def _damped(matrix: Tensor, share: float = 1e-3) -> Tensor:
-    return matrix + share * matrix.diagonal().mean() * torch.eye(len(matrix), device=matrix.device)
+def _pairs(weight: Tensor, codes: Tensor, K: int) -> Tensor:
+    """The weight of each pair of codes, (M, K, M, K), or where that is too large of each code, (M, K).
+
+    weight: (n,); codes: (n, M).
+    """
+    M = codes.shape[1]
+    unit = weight.mean() / 1024
+    whole = (weight * inverse(unit)).round().double()  # whole numbers: their sums do not depend on the order
+    if M == 1 or M * K > 2048:
+        return torch.stack([torch.bincount(c, whole, K) for c in codes.unbind(1)]).float() * unit
+    pairs = weight.new_zeros(M, K, M, K)
+    for a in range(M):
+        for b in range(a, M):
+            found = torch.bincount(codes[:, a] * K + codes[:, b], whole, K * K).view(K, K).float() * unit
+            pairs[a, :, b], pairs[b, :, a] = found, found.T
+    return pairs
+
+
+def _damped(matrix: Tensor) -> Tensor:
+    strength = (1e-3 * matrix.diagonal().mean()).clamp(min=torch.finfo(matrix.dtype).tiny)
+    return matrix + strength * torch.eye(len(matrix), device=matrix.device)
 
 
 def inverse(x: Tensor) -> Tensor:
     """1 / x, and 0 where x is 0."""
-    return torch.where(x == 0, x, 1 / x)
+    return torch.where(x == 0, 0.0, 1 / x)

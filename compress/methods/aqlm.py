@@ -7,7 +7,7 @@ instead of plain nearest words, and codebooks come from conjugate gradients on t
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -20,14 +20,15 @@ from compress.additive import Rows, Sums
 from compress.decode import Additive
 from compress.errors import CompressError
 from compress.feedback import check, damped, inverse_upper
-from compress.kmeans import assign, kmeans
+from compress.kmeans import kmeans, nearest
 from compress.tables import Real
 from compress.transform import Transform
 from compress.weight import QuantizedWeight
 
-SLACK = 0.1  # bits a weight by which what a shape costs, everything counted, may exceed the target
-SAMPLE = 64  # points a codeword from which codebooks are first learned
-AT_ONCE = {"cpu": 2**18, "cuda": 2**27}  # candidates compared at a time: fits a core's cache, or fills a GPU
+SLACK = 0.1  # bits a weight by which all that a shape costs may exceed the target
+POINTS = 64  # a codeword, from which codebooks are first learned ...
+ROUNDS = 10  # ... by so many rounds of k-means, and then by `Config.rounds` of rounding with feedback
+AT_ONCE = {"cpu": 2**18, "cuda": 2**27}  # candidates compared at a time: what fits a core's cache, or fills a GPU
 
 
 class Shape(NamedTuple):
@@ -55,23 +56,29 @@ class Shape(NamedTuple):
         rows = sum(N * 8 * ops.packed_bytes(-(-D // self.group) * self.books, self.bits) + N * 16 for N, D in sizes)
         return (table + rows) / sum(N * D for N, D in sizes)
 
-    def promise(self) -> float:
-        """About the mean squared error on Gaussian weights: larger codebooks waste less of their bits."""
-        waste = 1.43 + 0.8 / self.bits
-        return waste * 4 ** -(self.books * self.bits / self.group)
 
-
-SHAPES = tuple(Shape(M, B, 8) for B in (8, 7, 6, 5, 4, 3, 2) for M in range(1, 17))
+# What is chosen from by size: each shape's mean squared error on Gaussian weights with H = I, measured with this code.
+SHAPES: dict[Shape, float] = {
+    Shape(1, 4, 2): 0.10893,
+    Shape(1, 6, 3): 0.10147,
+    Shape(1, 8, 4): 0.09608,
+    Shape(2, 8, 8): 0.09519,
+    Shape(1, 5, 2): 0.05858,
+    Shape(1, 10, 4): 0.04741,
+    Shape(1, 6, 2): 0.03029,
+    Shape(1, 9, 3): 0.02694,
+    Shape(1, 8, 2): 0.00893,
+}
 
 
 @dataclass(frozen=True)
 class Config:
-    """bits: a weight, with what codebooks and scales cost on top at most SLACK; the best shape for the size is taken.
+    """bits: a weight; codebooks and scales may cost SLACK more. The best shape for the sizes at hand is taken.
 
-    shape: "2x8g8", "1x16g8", ...; empty: chosen by `bits`. int8: codebooks as int8. shared: weights that read the same
-    input share one set of codebooks. beam: hypotheses kept in the search. passes: over codes and codebooks at most;
-    ends earlier once one lowers the error by less than `tolerance` of it. steps: of conjugate gradients in each.
-    damping: of the mean diagonal.
+    shape: "2x8g8", "1x16g8", ...; empty: chosen by `bits`. int8: codebooks of int8. shared: weights that read the same
+    input share one set of codebooks. beam: hypotheses kept in the search for codes. rounds: codebooks are first
+    learned in so many rounds on some rows. passes: over all codes at most; none follows one that lowers the error by
+    less than `tolerance` of it. steps: of conjugate gradients each time. damping: of the Hessian's mean diagonal.
     """
 
     bits: float = 2.0
@@ -79,7 +86,8 @@ class Config:
     int8: bool = False
     shared: bool = True
     beam: int = 4
-    passes: int = 6
+    rounds: int = 3
+    passes: int = 4
     steps: int = 6
     tolerance: float = 0.01
     damping: float = 0.01
@@ -90,7 +98,7 @@ class Config:
             Shape.parse(self.shape)
         if not 1 <= self.bits <= 8:
             raise CompressError(f"aqlm takes 1 to 8 bits a weight, not {self.bits}")
-        for name, low in {"beam": 1, "passes": 0, "steps": 1, "tolerance": 0, "damping": 0}.items():
+        for name, low in {"beam": 1, "rounds": 0, "passes": 0, "steps": 1, "tolerance": 0, "damping": 0}.items():
             if getattr(self, name) < low:
                 raise CompressError(f"aqlm takes a {name} of {low} or more, not {getattr(self, name)}")
 
@@ -113,91 +121,123 @@ def choose_shape(sizes: Sequence[tuple[int, int]], config: Config) -> Shape:
     """The shape that promises the least error within the bits for matrices (N, D) that share codebooks."""
     if config.shape:
         return Shape.parse(config.shape)
-    fitting = [s for s in SHAPES if s.bits_of(sizes, config.int8) <= config.bits + SLACK]
+    costs = {shape: shape.bits_of(sizes, config.int8) for shape in SHAPES}
+    fitting = [shape for shape, bits in costs.items() if bits <= config.bits + SLACK]
     if not fitting:
-        fewest = min(s.bits_of(sizes, config.int8) for s in SHAPES)
+        least = min(costs.values())
         raise CompressError(
-            f"a weight of {sizes[0]} takes {fewest:.2f} bits or more as aqlm, not {config.bits}: name a shape"
+            f"weights of {sizes} take {least:.2f} bits or more as aqlm, not {config.bits}: name a shape"
         )
-    return min(fitting, key=Shape.promise)
+    return min(fitting, key=SHAPES.__getitem__)
 
 
 def _together(weights: Sequence[Tensor], hessians: Sequence[Tensor], config: Config) -> list[QuantizedWeight]:
     shape = choose_shape([tuple(w.shape) for w in weights], config)
     padding = -weights[0].shape[1] % shape.group
     target = torch.cat([F.pad(w.float(), (0, padding)) for w in weights])
-    parts = list(_parts(weights, hessians, padding, config.damping))
-    sums = _search(target, parts, shape, config)
-    sums = _settled(target, parts, sums, config)
-    books = torch.nn.Parameter(sums.books.half())
+    parts = _parts(weights, hessians, padding, config.damping)
+    order = _order(parts, shape.group)  # in which groups of inputs are visited; the file holds them in their own
+    inputs = (order[:, None] * shape.group + torch.arange(shape.group, device=order.device)).flatten()
+    parts = _each(parts, lambda h: h[inputs[:, None], inputs])
+    uppers = [p.hessian for p in _each(parts, inverse_upper)]
+    parts = [p._replace(upper=upper) for p, upper in zip(parts, uppers, strict=True)]
+    sums = _search(target[:, inputs].contiguous(), parts, shape, config)
+    codes, books = sums.codes[:, order.argsort()], torch.nn.Parameter(sums.books.half())
     made, at = [], 0
     for w in weights:
         own = slice(at, at := at + len(w))
-        made.append(_weight(tuple(w.shape), books, sums.codes[own], sums.scale[own], shape, config.int8))
+        made.append(_weight(tuple(w.shape), books, codes[own], sums.scale[own], shape, config.int8))
     return made
 
 
-def _parts(weights: Sequence[Tensor], hessians: Sequence[Tensor], padding: int, damping: float) -> Iterator[Rows]:
-    """The output groups of all weights one under the other."""
-    at, ready = 0, {}
+def _parts(weights: Sequence[Tensor], hessians: Sequence[Tensor], padding: int, damping: float) -> list[Rows]:
+    """The output groups of all weights one under the other, their Hessians padded, damped and of mean about 1."""
+    stacked, at = [], 0
     for w, h in zip(weights, hessians, strict=True):
-        if id(h) not in ready:
-            ready[id(h)] = damped(F.pad(h.float(), (0, padding, 0, padding)), damping)
-        for rows, hessian in ops.output_groups(w, ready[id(h)]):
-            yield Rows(at, at := at + len(rows), hessian)
+        for rows, hessian in ops.output_groups(w, h):
+            stacked.append(Rows(at, at := at + len(rows), hessian))
+    size = torch.stack([p.hessian.diagonal().mean() for p in stacked]).mean()
+    factor = additive.inverse(size)
+    return _each(stacked, lambda h: damped(F.pad(h.float() * factor, (0, padding, 0, padding)), damping))
+
+
+def _each(parts: list[Rows], change: Callable[[Tensor], Tensor]) -> list[Rows]:
+    """The parts with changed Hessians; parts of the same Hessian stay so, and it is changed once."""
+    made = {_key(p): p.hessian for p in parts}
+    made = {key: change(hessian) for key, hessian in made.items()}
+    return [p._replace(hessian=made[_key(p)]) for p in parts]
+
+
+def _key(part: Rows) -> int:
+    return part.hessian.data_ptr()
+
+
+def _order(parts: list[Rows], group: int) -> Tensor:
+    """The groups of inputs, those with the largest mean square first: the others can make up for their errors."""
+    active = sum(p.hessian.diagonal() for p in parts)
+    return active.view(-1, group).sum(1).sort(descending=True, stable=True).indices
 
 
 def _search(target: Tensor, parts: list[Rows], shape: Shape, config: Config) -> Sums:
-    sums = _learned(target, parts, shape, config)
-    rows = max(64, AT_ONCE.get(target.device.type, 2**18) // (config.beam * 2**shape.bits))
-    uppers = _uppers(parts)
-    sums = additive.start(target, parts, uppers, sums, config.beam, rows)
-    best, least = sums, additive.error(target, parts, sums)
-    for _ in range(config.passes):
-        sums = additive.fit(target, parts, sums, config.steps)
-        sums = additive.rescale(target, parts, sums)
-        sums = additive.encode(target, parts, sums, config.beam, rows)
-        found = additive.error(target, parts, sums)
-        if not found < least:
-            break
-        enough = found > (1 - config.tolerance) * least
-        best, least = sums, found
-        if enough:
-            break
-    return best
-
-
-def _uppers(parts: list[Rows]) -> list[Tensor]:
-    """`inverse_upper` of each part's Hessian, once where parts hold the very same."""
-    ready = {}
-    for part in parts:
-        key = part.hessian.data_ptr()
-        if key not in ready:
-            ready[key] = inverse_upper(part.hessian)
-    return [ready[part.hessian.data_ptr()] for part in parts]
-
-
-def _learned(target: Tensor, parts: list[Rows], shape: Shape, config: Config) -> Sums:
-    """First codebooks: k-means on what the codebooks before left over, each input weighted by its mean square."""
+    """Codes, codebooks and scales, all of them numbers that the file can hold."""
     chance = torch.Generator().manual_seed(config.seed)
-    K, (N, D), g = 2**shape.bits, target.shape, shape.group
-    scale = target.square().mean(1).sqrt()  # codewords are then about 1: safe in fp16
-    inputs = torch.cat([p.hessian.diagonal().expand(p.stop - p.start, -1) for p in parts])
-    weights = (inputs * scale.square()[:, None]).view(-1, g)
-    points = (target * additive.inverse(scale)[:, None]).view(-1, g)
-    few = torch.randperm(len(points), generator=chance)[: SAMPLE * K].to(points.device)
-    points, weights = points[few], weights[few] / weights.mean()
-    books = []
-    rows = AT_ONCE.get(target.device.type, 2**18) // K
+    rows = _at_once(target, 2**shape.bits * (config.beam if shape.books > 1 else 1))
+    sums = _first(target, shape, chance)
+    few, *some = _sample(target, parts, POINTS * shape.books * 2**shape.bits * shape.group, chance)
+    for _ in range(config.rounds):
+        learned = additive.start(*some, replace(sums, scale=sums.scale[few]), config.beam, rows)
+        sums = replace(sums, books=additive.fit(*some, learned, config.steps).books)
+    sums = _refit(target, parts, additive.start(target, parts, sums, config.beam, rows), config)
+    error = additive.error(target, parts, sums)
+    for _ in range(config.passes):
+        better = _refit(target, parts, additive.encode(target, parts, sums, config.beam, rows), config)
+        before, error = error, additive.error(target, parts, better)
+        if not error < before:
+            break
+        sums = better
+        if error > (1 - config.tolerance) * before:
+            break
+    return _stored(target, parts, sums, config)
+
+
+def _at_once(target: Tensor, candidates: int) -> int:
+    """Rows to search at a time."""
+    return max(64, AT_ONCE.get(target.device.type, AT_ONCE["cpu"]) // candidates)
+
+
+def _refit(target: Tensor, parts: list[Rows], sums: Sums, config: Config) -> Sums:
+    return additive.rescale(target, parts, additive.fit(target, parts, sums, config.steps))
+
+
+def _first(target: Tensor, shape: Shape, chance: torch.Generator) -> Sums:
+    """Codebooks from k-means, each on what those before it left over; no codes yet. Rows count by their mean square."""
+    K, N, G = 2**shape.bits, len(target), target.shape[1] // shape.group
+    size = target.square().mean(1).sqrt()
+    scale = size * additive.inverse(size.mean().sqrt())  # fp16 then holds scales and codewords about equally well
+    few = torch.randperm(N * G, generator=chance)[: POINTS * K].to(target.device)
+    points = (target * additive.inverse(scale)[:, None]).view(N * G, -1)[few]
+    weight = scale.square()[few // G, None]
+    books, rows = [], _at_once(target, K)
     for _ in range(shape.books):
-        books.append(kmeans(points, weights, K, 10, chance, rows))
-        points = points - books[-1][assign(points, weights, books[-1], rows)]
-    codes = torch.zeros(N, D // g, shape.books, dtype=torch.int32, device=target.device)
-    return Sums(torch.stack(books), codes, scale)
+        books.append(kmeans(points, weight, K, ROUNDS, chance, rows))
+        points = points - books[-1][nearest(points, books[-1], rows)]
+    return Sums(torch.stack(books), torch.empty(0, G, shape.books, dtype=torch.int32), scale)
 
 
-def _settled(target: Tensor, parts: list[Rows], sums: Sums, config: Config) -> Sums:
-    """Codebooks and scales as the file holds them, the codes searched once more for these."""
+def _sample(
+    target: Tensor, parts: list[Rows], weights: int, chance: torch.Generator
+) -> tuple[Tensor, Tensor, list[Rows]]:
+    """Rows at random that hold about so many weights: which, their target, their parts."""
+    N, D = target.shape
+    few = torch.randperm(N, generator=chance)[: -(-weights // D)].sort().values
+    stops = torch.searchsorted(few, torch.tensor([p.stop for p in parts])).tolist()
+    kept = [p._replace(start=a, stop=b) for p, a, b in zip(parts, [0, *stops], stops, strict=False) if a < b]
+    few = few.to(target.device)
+    return few, target[few], kept
+
+
+def _stored(target: Tensor, parts: list[Rows], sums: Sums, config: Config) -> Sums:
+    """The codebooks and scales as fp16 or int8 hold them."""
     sums = replace(sums, books=int8_grid(sums.books) if config.int8 else sums.books.half().float())
     sums = additive.rescale(target, parts, sums)
     return replace(sums, scale=sums.scale.half().float())
