@@ -61,7 +61,7 @@ def trace(cost: Tensor, step: int) -> Tensor:
     for t in range(T - 2, -1, -1):
         kept = states[-1] & (S >> step) - 1
         gone = leaving[t].gather(0, kept.expand(1, 1 << step, C))[0].argmin(0)
-        states.append(kept << step | gone)
+        states.append(torch.add(gone, kept, alpha=1 << step))
     return torch.stack(states[::-1])
 
 

@@ -44,7 +44,7 @@ class Config:
     bits: float = 2.0
     window: int = 8
     rounds: int = 1
-    lookahead: int = 16
+    lookahead: int = 32
     damping: float = 0.01
     seed: int = 0
 
@@ -194,8 +194,7 @@ def search(rows: Sequence[Rows], step: int, config: Config) -> Tensor:
     lut = default_lut(config.window, step).to(rows[0].target.device)
     best, kept = math.inf, None
     for _ in range(config.rounds):
-        for r in rows:
-            r.states = encode(r.target, r.feedback, lut, r.scale, step, config.lookahead)
+        encode_(rows, lut, step, config.lookahead)
         lut = fit(rows, lut)
         error = sum(r.error(lut) for r in rows).item()
         if error < best:
@@ -206,14 +205,28 @@ def search(rows: Sequence[Rows], step: int, config: Config) -> Tensor:
     return kept[0]
 
 
-def encode(target: Tensor, feedback: Feedback, lut: Tensor, scale: Tensor, step: int, lookahead: int = 16) -> Tensor:
+def encode_(rows: Sequence[Rows], lut: Tensor, step: int, lookahead: int) -> None:
+    """`encode` for all `rows`, those with one Hessian together: a search over many chains costs little more than one."""
+    together: dict[int, list[Rows]] = {}
+    for r in rows:
+        together.setdefault(id(r.feedback), []).append(r)
+    for same in together.values():
+        target, scale = torch.cat([r.target for r in same]), torch.cat([r.scale for r in same])
+        states = encode(target, same[0].feedback, lut, scale, step, lookahead)
+        for r, own in zip(same, states.split([len(r.target) // BAND for r in same]), strict=True):
+            r.states = own
+
+
+def encode(target: Tensor, feedback: Feedback, lut: Tensor, scale: Tensor, step: int, lookahead: int = 32) -> Tensor:
     """States whose scale · lut[state] has a small error under the feedback's Hessian: (n/BAND, BAND · D) uint8.
 
     target: (n, D), n and D divisible by BAND; scale: (n,). Outputs are independent, so any bands may come alone.
     """
-    lanes = BAND * (LANES if target.device.type == "cpu" else len(target))
-    parts = zip(target.split(lanes), scale.split(lanes), strict=True)
-    return torch.cat([_encode(rows, feedback, lut, own, step, lookahead) for rows, own in parts])
+    bands = len(target) // BAND
+    parts = math.ceil(bands / LANES) if target.device.type == "cpu" else 1
+    sizes = [len(part) * BAND for part in torch.arange(bands).tensor_split(parts)]
+    rows = zip(target.split(sizes), scale.split(sizes), strict=True)
+    return torch.cat([_encode(part, feedback, lut, own, step, lookahead) for part, own in rows])
 
 
 def _encode(target: Tensor, feedback: Feedback, lut: Tensor, scale: Tensor, step: int, lookahead: int) -> Tensor:
