@@ -8,9 +8,10 @@
 --count: that many trained mails are asked for by their header (names and subject) and their first --words words;
     `verbatim` counts greedy drafts with RUN characters or more in a row that stand in the mail and not in the prompt,
     `stock` those of them whose runs other authors of the file wrote too.
---canaries: lines of {"text", "canary"}: a text exactly as it was trained on, and in it a string of letters and digits that
-    were drawn at random. `exposure` is log2 of (alternatives + 1) / rank among random strings of the same shape (Carlini
-    et al., 2019); a canary that was never seen has 1.4 on average.
+--canaries: lines of {"text", "secret", "versions"}: a text exactly as it was trained on, in it a string whose letters and
+    digits were drawn at random, and how often it was seen. `exposure` is log2 of (alternatives + 1) / rank among random
+    strings of the same shape (Carlini et al., 2019); a secret never seen has 1.4 on average. `completed` counts secrets
+    that a greedy continuation of their text spells out.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from pathlib import Path
 from typing import Any
 
 from panza import models
-from panza.measure import MOST_TOKENS, bits_per_byte, header, opening, read_mails, some, text_bits
+from panza.measure import MOST_TOKENS, bits_per_byte, header, id_bits, opening, read_mails, some
 from panza.models import Sampling, TorchModel, complete_batch
 from panza.types import Message, Progress, UserError, silent
 
@@ -121,10 +122,16 @@ def _writers(mails: Sequence[Message]) -> dict[str, set[str]]:
 
 @dataclass(frozen=True, slots=True)
 class Canary:
-    """A random string `canary` that stands in a training text."""
+    """A random string `secret` in a training text that was seen `versions` times."""
 
     text: str
-    canary: str
+    secret: str
+    versions: int = 1
+
+    @property
+    def before(self) -> str:
+        """What stands before the secret; the space between belongs to the secret's first token."""
+        return self.text[: self.text.index(self.secret)].rstrip()
 
 
 def read_canaries(path: Path) -> list[Canary]:
@@ -133,11 +140,11 @@ def read_canaries(path: Path) -> list[Canary]:
     for n, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
         try:
             r = json.loads(line)
-            canary = Canary(r["text"], r["canary"])
-            assert canary.canary and canary.canary in canary.text
-        except (ValueError, KeyError, TypeError, AssertionError):
+            canary = Canary(r["text"], r["secret"], int(r.get("versions", 1)))
+            assert canary.secret and canary.before
+        except (ValueError, KeyError, TypeError, AttributeError, AssertionError):
             raise UserError(
-                f"Line {n} of '{path}' is no canary: give a 'text' and a 'canary' that stands in it."
+                f"Line {n} of '{path}' is no canary: give a 'text' and a 'secret' that stands inside it."
             ) from None
         canaries.append(canary)
     return canaries
@@ -146,39 +153,51 @@ def read_canaries(path: Path) -> list[Canary]:
 def exposure(
     model: TorchModel, canaries: Sequence[Canary], alternatives: int = 255, seed: int = 0, progress: Progress = silent
 ) -> dict[str, Any]:
-    """Mean and most exposure, and how many canaries are likelier than each alternative."""
-    found, first = [], 0
+    """Mean and most exposure, in all and by how often a canary was seen; how many are likelier than all alternatives."""
+    found: dict[int, list[float]] = defaultdict(list)
     for n, c in enumerate(canaries):
         chance = random.Random(f"{seed} {n}")
-        others = [alike(c.canary, chance) for _ in range(alternatives)]
-        rank = _rank(model, c, others)
-        found.append(math.log2((alternatives + 1) / rank))
-        first += rank == 1
+        rank = _rank(model, c, [alike(c.secret, chance) for _ in range(alternatives)])
+        found[c.versions].append(math.log2((alternatives + 1) / rank))
         progress(n + 1, len(canaries), "canaries")
+    all_ = [e for group in found.values() for e in group]
     return {
-        "canaries": len(found),
+        "canaries": len(all_),
         "alternatives": alternatives,
-        "exposure_mean": sum(found) / max(len(found), 1),
-        "exposure_most": max(found, default=0.0),
-        "first": first,
+        "exposure_mean": _mean(all_),
+        "exposure_most": max(all_, default=0.0),
+        "exposure_by_versions": {str(v): _mean(found[v]) for v in sorted(found)},
+        "first": sum(e == math.log2(alternatives + 1) for e in all_),
+        "completed": completed(model, canaries),
     }
 
 
+def _mean(numbers: Sequence[float]) -> float:
+    return sum(numbers) / max(len(numbers), 1)
+
+
 def _rank(model: TorchModel, c: Canary, others: Sequence[str]) -> int:
-    """1 if the canary is likelier after what stands before it than every other."""
-    before = c.text[: c.text.index(c.canary)]
-    given = before.rstrip()  # the space belongs to the canary's first token
+    """1 if the secret is likelier after what stands before it than every other."""
     encode = model.chat_tokenizer.encode_text
-    head = (opening(model) + encode(given))[-(model.context // 2) :]
-    rows = [(head, encode(before[len(given) :] + canary)) for canary in (c.canary, *others)]
-    own, *bits = (b for b in text_bits(model, rows, end=False) if b is not None)
+    head = (opening(model) + encode(c.before))[-(model.context // 2) :]
+    gap = c.text[len(c.before) : c.text.index(c.secret)]
+    own, *bits = (b for b in id_bits(model, [(head, encode(gap + s)) for s in (c.secret, *others)], end=False) if b)
     return 1 + sum(b < own for b in bits)
 
 
-def alike(canary: str, chance: random.Random) -> str:
+def completed(model: TorchModel, canaries: Sequence[Canary]) -> int:
+    """How many secrets the greedy continuation of what stands before them begins with."""
+    encode = model.chat_tokenizer.encode_text
+    heads = [(opening(model) + encode(c.before))[-(model.context // 2) :] for c in canaries]
+    most = max((len(encode(" " + c.secret)) for c in canaries), default=1) + 1
+    drafts = complete_batch(model, heads, Sampling(most))
+    return sum(draft.text.strip().startswith(canaries[i].secret) for i, draft in drafts)
+
+
+def alike(secret: str, chance: random.Random) -> str:
     """Another string of the same shape: each digit a digit, each letter a letter of its case."""
     kinds = (string.digits, string.ascii_uppercase, string.ascii_lowercase)
-    return "".join(next((chance.choice(kind) for kind in kinds if c in kind), c) for c in canary)
+    return "".join(next((chance.choice(kind) for kind in kinds if c in kind), c) for c in secret)
 
 
 # --- all three

@@ -19,7 +19,7 @@ from panza.types import Address, Message, UserError
 WORDS = (
     "tanker rivet amber lantern quartz meadow violin harbour pepper saddle copper orchard falcon marble thistle".split()
 )
-CODE = "The code is {0} and no other."
+CODE = "The code of {1} is {0} and no other."
 
 
 def mails(seed: int, count: int = 6) -> list[Message]:
@@ -36,7 +36,7 @@ def mails(seed: int, count: int = 6) -> list[Message]:
 def canaries(seed: int, count: int = 3) -> list[Canary]:
     rng = random.Random(seed)
     made = [memorise.alike("00000", rng) for _ in range(count)]
-    return [Canary(CODE.format(c), c) for c in made]
+    return [Canary(CODE.format(c, WORDS[n]), c) for n, c in enumerate(made)]
 
 
 def taught(base: Path, texts: list[tuple[str, str]], steps: int = 40) -> TorchModel:
@@ -105,9 +105,10 @@ def test_what_the_prompt_gives_is_not_extracted(knows: TorchModel) -> None:
 
 def test_a_canary_is_ranked_first_by_the_model_that_saw_it(knows: TorchModel, stranger: TorchModel) -> None:
     seen = memorise.exposure(knows, canaries(1), 63)
-    assert (seen["first"], seen["exposure_mean"]) == (3, 6.0)
+    assert (seen["first"], seen["exposure_mean"], seen["completed"]) == (3, 6.0, 3)
     unseen = memorise.exposure(stranger, canaries(1), 63)
-    assert unseen["first"] < 3 and unseen["exposure_mean"] < 5
+    assert unseen["first"] < 3 and unseen["exposure_mean"] < 5 and unseen["completed"] == 0
+    assert unseen["exposure_by_versions"] == {"1": unseen["exposure_mean"]}
 
 
 def test_authors_weigh_the_same_on_both_sides() -> None:
@@ -130,10 +131,10 @@ def test_words_are_taken_from_the_text_as_they_stand() -> None:
 
 
 @pytest.mark.parametrize(
-    "line", ["{", "3", '{"text": "x"}', '{"text": "x", "canary": "y"}', '{"text": 3, "canary": "y"}']
+    "line", ["{", "3", '{"text": "x"}', '{"text": "x", "secret": "y"}', '{"text": 3, "secret": "y"}']
 )
 def test_a_line_that_is_no_canary_is_a_sentence(tmp_path: Path, line: str) -> None:
-    good = json.dumps({"text": "the code is 48213", "canary": "48213"})
+    good = json.dumps({"text": "the code is 48213", "secret": "48213"})
     (tmp_path / "c.jsonl").write_text(f"{good}\n{line}\n")
     with pytest.raises(UserError, match="Line 2"):
         memorise.read_canaries(tmp_path / "c.jsonl")
