@@ -39,7 +39,7 @@ class TuneConfig:
 
     epochs: int = 8
     batch: int = 4
-    rates: tuple[float, ...] = (2e-3,)
+    rates: tuple[float, ...] = (2e-2,)
     patience: int = 2
     seed: int = 0
 
@@ -81,7 +81,7 @@ def tune_model(
     teacher: Callable[[Tensor], Tensor],
     sequences: Sequence[Tensor],
     validation: Sequence[Tensor],
-    config: TuneConfig = TuneConfig(rates=(1e-3,)),  # noqa: B008  frozen
+    config: TuneConfig = TuneConfig(rates=(3e-3,)),  # noqa: B008  frozen
     reencode: Reencode | None = None,
 ) -> TuneReport:
     """Fit a whole compressed model, in place, to a teacher's predictions: mean KL(teacher ‖ student) over tokens.
@@ -221,7 +221,9 @@ class _Masters:
             weight.dense().backward(slope)  # decoded again: the graph of one weight at a time
             if gradient is not None:
                 gradient[weight] = gradient.get(weight, 0) + slope
-        ranks.add_up_(*(p.grad for p in self.parameters if p.grad is not None))
+        for p in self.parameters:
+            p.grad = torch.zeros_like(p) if p.grad is None else p.grad
+        ranks.add_up_(*(p.grad for p in self.parameters))
         optimizer.step()
         optimizer.zero_grad()
 
@@ -250,7 +252,7 @@ class _Masters:
         exact = [p.data for p in self.parameters]
         for p, (dtype, _) in zip(self.parameters, self.stored, strict=True):
             value = to_int8_grid(p.data) if p in self.int8 else p.data
-            p.data = value.to(dtype).float()
+            p.data = value.to(torch.float16 if dtype == torch.float32 else dtype).float()  # files hold no fp32
         yield
         for p, value in zip(self.parameters, exact, strict=True):
             p.data = value
