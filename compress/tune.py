@@ -252,7 +252,7 @@ class _Masters:
         exact = [p.data for p in self.parameters]
         for p, (dtype, _) in zip(self.parameters, self.stored, strict=True):
             value = to_int8_grid(p.data) if p in self.int8 else p.data
-            p.data = value.to(torch.float16 if dtype == torch.float32 else dtype).float()  # files hold no fp32
+            p.data = value.to(dtype).float()
         yield
         for p, value in zip(self.parameters, exact, strict=True):
             p.data = value
