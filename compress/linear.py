@@ -6,7 +6,22 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from compress.errors import CompressError
 from compress.weight import QuantizedWeight
+
+
+class Decoded(Tensor):
+    """A decoded weight as other libraries see it. To write into the copy would be lost, so that is refused."""
+
+    __torch_function__ = torch._C._disabled_torch_function_impl  # what is computed with it is plain again
+
+    @property
+    def data(self) -> Tensor:
+        return self.detach()
+
+    @data.setter
+    def data(self, value: Tensor) -> None:
+        raise CompressError("nothing can be merged into a compressed weight: keep the adapter beside the model")
 
 
 class QuantizedLinear(nn.Linear):
@@ -28,13 +43,17 @@ class QuantizedLinear(nn.Linear):
         self._held = None if dtype is None else self.quantized.dense().detach().to(dtype)
 
     @property
-    def weight(self) -> Tensor:
+    def weight(self) -> Decoded:
         """(N, D), decoded: what other libraries expect to find on a linear layer. Not a parameter."""
+        return self.decoded().as_subclass(Decoded)
+
+    def decoded(self) -> Tensor:
+        """(N, D): the held weight, or one decoded anew."""
         return self.quantized.dense() if self._held is None else self._held
 
     def forward(self, x: Tensor) -> Tensor:
         bias = None if self.bias is None else self.bias.to(x.dtype)
-        return F.linear(x, self.weight.to(x), bias)
+        return F.linear(x, self.decoded().to(x), bias)
 
     def extra_repr(self) -> str:
         kind = type(self.quantized.decode).__name__.lower()
