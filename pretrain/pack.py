@@ -88,7 +88,7 @@ def read_tokens(paths: Sequence[Path]) -> Tokens:
 
 # --- from the corpora to token files --------------------------------------------------------------------------------
 
-SHARDS = 8  # a version of the mail is made by this many processes
+SHARDS = 16  # a version of the mail is made by this many processes
 PIECES = 4  # and a file of prose by this many
 CANARIES = 32
 

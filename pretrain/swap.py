@@ -156,18 +156,19 @@ class Swap:
         return self._once("ordinal", m.group(), make)
 
     def _number(self, m: re.Match[str]) -> str:
-        text = m.group()
+        text = m.group().rstrip(",")
+        after = m.group()[len(text) :]
         if text in ("0", "1"):
-            return text
+            return m.group()
         if len(text) < 3 and _AFTER_MONTH.search(m.string, max(0, m.start() - 12), m.start()):
-            return self._once("day", text, lambda: str(self.rng.randint(1, 28)))
+            return self._once("day", text, lambda: str(self.rng.randint(1, 28))) + after
 
         def make() -> str:
             if len(text) == 1:
                 return str(self.rng.randint(2, 9))
             return str(self.rng.randint(1, 9)) + re.sub(r"\d", lambda _: str(self.rng.randint(0, 9)), text[1:])
 
-        return self._once("number", text.rstrip(","), make)
+        return self._once("number", text, make) + after
 
     def _firm(self, m: re.Match[str]) -> str:
         return _cased(self._once("firm", "enron", lambda: new_firm(self.rng)), m.group())
