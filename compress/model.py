@@ -50,7 +50,7 @@ ROTATIONS: dict[str, dict[str, bool] | None] = {
 class Options:
     """What holds for every method. The command line has a flag for each field."""
 
-    sequences: int = 128  # of calibration
+    sequences: int = 64  # of calibration
     length: int = 1024  # tokens of each
     held_out: int = 16  # more sequences, on which tuning stops early
     seed: int = 0
@@ -330,9 +330,16 @@ class _Compressor:
         options, dtype = self.options, working_dtype(self.model)
         if options.embeddings or options.head:
             counts = token_counts(ids[: options.sequences], self.model.config.get_text_config().vocab_size)
+            for end in self._both_ends():
+                end.to(self.device)
             compress_embeddings_(self.model, EmbeddingConfig(options.embeddings, options.head), counts)
+            for end in self._both_ends():
+                end.cpu()
         if isinstance(embedding := self.model.get_input_embeddings(), QuantizedEmbedding):
             embedding.dtype = dtype
+
+    def _both_ends(self) -> tuple[nn.Module, nn.Module]:
+        return self.model.get_input_embeddings(), self.model.get_output_embeddings()
 
     def _guides(self, ids: Tensor) -> list[Guide] | None:
         if not self.options.guided:

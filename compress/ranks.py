@@ -21,7 +21,7 @@ def join() -> torch.device:
     gpu = torch.cuda.is_available()
     local = int(os.environ.get("LOCAL_RANK", 0))
     if "WORLD_SIZE" in os.environ and not dist.is_initialized():
-        dist.init_process_group("nccl" if gpu else "gloo")
+        dist.init_process_group("cpu:gloo,cuda:nccl" if gpu else "gloo")
     if gpu:
         torch.cuda.set_device(local)
     return torch.device("cuda", local) if gpu else torch.device("cpu")

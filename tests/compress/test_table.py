@@ -1,0 +1,32 @@
+"""The table of all methods: a row each, taken up where it stopped, written between the marks."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from compress.table import MARKS, main
+
+
+def test_it_fills_a_readme_and_takes_up_finished_rows(tiny_base: Path, tmp_path: Path, capsys):
+    (tmp_path / "text.txt").write_text("Hello Anna, the review works on Thursday at 10:00. " * 60)
+    readme = tmp_path / "README.md"
+    readme.write_text("before\n" + MARKS[0] + "old\n" + MARKS[1] + "after\n")
+    arguments = [
+        str(tiny_base), "--text", str(tmp_path / "text.txt"), "--calibration", str(tmp_path / "text.txt"),
+        "--work", str(tmp_path / "work"), "--readme", str(readme), "--methods", "rtn", "gptq", "--bits", "3", "2.3",
+        "--sequences", "4", "--length", "16", "--context", "64",
+    ]  # fmt: skip
+    assert main(arguments) == 0
+    lines = (tmp_path / "work" / "rows.jsonl").read_text().splitlines()
+    assert [(json.loads(line)["method"], json.loads(line)["asked"]) for line in lines] == [
+        ("", 16), ("rtn", 3), ("gptq", 3), ("rtn", 2.3), ("gptq", 2.3),
+    ]  # fmt: skip
+    text = readme.read_text()
+    assert text.startswith("before\n") and text.endswith("after\n") and "old" not in text
+    assert "| rtn | 3 |" in text and "- gptq at 2.3: " in text and "context 64" in text
+    (tmp_path / "work" / "rows.jsonl").write_text("\n".join(lines[:3]) + '\n{"torn')
+    assert main(arguments) == 0
+    err = capsys.readouterr().err
+    assert "torn" in err and err.count("gptq at 3 bits") == 1, "finished rows are not made again"
+    assert not list((tmp_path / "work").glob("rtn-*"))
