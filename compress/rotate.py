@@ -90,9 +90,11 @@ def rotate_(
     hidden = Rotation(long.calls[0][0].shape[-1], chance) if residual else None
     plans = [_plan(f"{prefix}.{i}.", block, long, short if heads else None) for i, block in enumerate(blocks)]
     spins = {n: Rotation(n, chance) for n in sorted({n for plan in plans for _, _, n in plan.values.values()})}
-    ends = _ends(model, blocks, long, untie) if residual else None
     for i, (block, plan) in enumerate(zip(blocks, plans, strict=True)):
+        if hidden is not None:
+            _check_norms(f"{prefix}.{i}.", block, plan, len(hidden.signs))
         _try(f"{prefix}.{i}", block, plan, long.calls[i], hidden, spins)
+    ends = _ends(model, blocks, long, untie) if residual else None
     for block, plan in zip(blocks, plans, strict=True):
         _apply_(block, plan, hidden, spins)
     if ends is not None:
@@ -116,9 +118,10 @@ class _Run:
     calls: list[tuple[Tensor, tuple, dict[str, Any], Tensor]] = field(default_factory=list)
     logits: Tensor | None = None
 
-    def same(self, a: Tensor, b: Tensor) -> bool:
-        """Whether two tensors are one, seen through views; all that was seen is still in memory."""
-        return a.untyped_storage().data_ptr() == b.untyped_storage().data_ptr()
+
+def _same(a: Tensor, b: Tensor) -> bool:
+    """Whether two tensors are one, seen through views; a run keeps all that was seen in memory."""
+    return a.untyped_storage().data_ptr() == b.untyped_storage().data_ptr()
 
 
 def _watch(model: nn.Module, blocks: nn.ModuleList, ids: Tensor) -> _Run:
@@ -158,7 +161,7 @@ def _plan(prefix: str, block: nn.Module, run: _Run, short: _Run | None) -> Plan:
     D, plan, linears = run.calls[0][0].shape[-1], Plan(), plain_linears(block)
     normed = {name: m for name, m in block.named_modules() if _is_norm(m, D) and m in run.gives}
     for name, norm in normed.items():
-        if readers := [n for n, m in linears.items() if m in run.reads and run.same(run.reads[m], run.gives[norm])]:
+        if readers := [n for n, m in linears.items() if m in run.reads and _same(run.reads[m], run.gives[norm])]:
             plan.norms[name] = readers
     reading = {n for readers in plan.norms.values() for n in readers}
     if not reading:
@@ -170,7 +173,7 @@ def _plan(prefix: str, block: nn.Module, run: _Run, short: _Run | None) -> Plan:
     plan.posts = [
         name
         for name, norm in normed.items()
-        if name not in plan.norms and any(run.same(run.reads[norm], out) for out in written)
+        if name not in plan.norms and any(_same(run.reads[norm], out) for out in written)
     ]
     if short is not None:
         plan.values = {n: found for n in plan.writers if (found := _values(block, n, sorted(reading), short))}
@@ -178,9 +181,17 @@ def _plan(prefix: str, block: nn.Module, run: _Run, short: _Run | None) -> Plan:
             raise CompressError(
                 f"cannot rotate the heads of '{prefix[:-1]}': what attention puts out is no mean of values"
             )
-    for name in (*plan.norms, *plan.posts):
-        _gain(prefix + name, normed[name], D)
     return plan
+
+
+def _check_norms(prefix: str, block: nn.Module, plan: Plan, D: int) -> None:
+    """RMSNorms alone, and those behind a layer with equal gains: x Q / |x Q| is (x / |x|) Q, but gains stay behind."""
+    for name in (*plan.norms, *plan.posts):
+        gain = _gain(prefix + name, block.get_submodule(name), D)
+        if name in plan.posts and not _uniform(gain):
+            raise CompressError(
+                f"cannot rotate past '{prefix}{name}': behind a layer, it scales channels unevenly (rotate heads only)"
+            )
 
 
 def _is_norm(module: nn.Module, D: int) -> bool:
@@ -273,12 +284,6 @@ def _try(
 ) -> None:
     """Whether a rotated copy of the block gives rotated outputs for rotated inputs."""
     x, args, kwargs, out = call
-    if hidden is not None:
-        for post in plan.posts:
-            if not _uniform(_gain(post, block.get_submodule(post), x.shape[-1])):
-                raise CompressError(
-                    f"cannot rotate past '{name}.{post}': behind a layer, it scales channels unevenly (rotate heads only)"
-                )
     twin, turn = copy.deepcopy(block), _turn(hidden)
     _apply_(twin, plan, hidden, spins)
     found = twin(turn(x).to(x), *args, **kwargs)
@@ -306,9 +311,7 @@ def _ends(model: nn.Module, blocks: nn.ModuleList, run: _Run, untie: bool) -> tu
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
     D = run.calls[0][0].shape[-1]
     names = {m: n for n, m in model.named_modules()}
-    norm = next(
-        (m for m in names if _is_norm(m, D) and m in run.gives and run.same(run.gives[m], run.reads[head])), None
-    )
+    norm = next((m for m in names if _is_norm(m, D) and m in run.gives and _same(run.gives[m], run.reads[head])), None)
     if norm is None or not torch.equal(run.reads[norm], run.calls[-1][3]):
         raise CompressError(f"cannot rotate '{names[head]}': no norm alone stands between the last block and it")
     first, given = run.calls[0][0].float(), run.gives[embedding].float()
