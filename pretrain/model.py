@@ -6,12 +6,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
-from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
+
+if TYPE_CHECKING:  # loaded where it is needed: training starts faster without it
+    from transformers import LlamaConfig, LlamaForCausalLM
 
 INIT_STD = 0.02
 
@@ -250,6 +253,8 @@ class Llama(nn.Module):
 
 def config_of(shape: Shape, bos: int, eos: int) -> LlamaConfig:
     """The same shape in Hugging Face's words. bos also pads."""
+    from transformers import LlamaConfig
+
     return LlamaConfig(
         vocab_size=shape.vocab,
         hidden_size=shape.hidden,
@@ -269,6 +274,8 @@ def config_of(shape: Shape, bos: int, eos: int) -> LlamaConfig:
 
 def to_hugging_face(model: Llama, bos: int, eos: int) -> LlamaForCausalLM:
     """A copy of `model` as fp32 LlamaForCausalLM, greedy by default."""
+    from transformers import GenerationConfig, LlamaForCausalLM
+
     twin = LlamaForCausalLM(config_of(model.shape, bos, eos)).float()
     state = {f"model.{name}": p.detach().float().cpu() for name, p in model.state_dict().items()}
     twin.load_state_dict({**state, "lm_head.weight": state["model.embed_tokens.weight"]})

@@ -72,7 +72,7 @@ def attempt(spec: Mapping[str, Any], data: Path, tokenizer: Path, out: Path) -> 
     from pretrain.train import DEFAULTS, LAST, load_model, train
 
     began = time.monotonic()
-    shape = replace(Shape(), **spec.get("shape", {}), vocab=tk.load(tokenizer).get_vocab_size())
+    shape = replace(Shape(), **{**spec.get("shape", {}), "vocab": tk.load(tokenizer).get_vocab_size()})
     start = Path(spec["start"]) if spec.get("start") else None
     for stage in ("pretrain", "tune"):
         if stage in spec:
