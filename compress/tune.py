@@ -39,7 +39,7 @@ class TuneConfig:
 
     epochs: int = 8
     batch: int = 4
-    rates: tuple[float, ...] = (2e-2,)
+    rates: tuple[float, ...] = (5e-3,)
     patience: int = 2
     seed: int = 0
 
