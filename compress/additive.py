@@ -67,8 +67,8 @@ def search(
 
     pull: (n, g); for the nearest words to points t it is t @ metric. metric: (g, g). codes: (n, M) to start from, whose
     value is not exceeded (but by rounding); without, words are added one by one. Each codebook is visited once, with
-    the `beam` best hypotheses kept. nothing: (n,) added to all values of a row; the nearer the least is to 0, the finer
-    the comparison.
+    the `beam` best hypotheses kept. nothing: (n,) the value of no words at all, if not 0: the nearer to 0 the least value
+    of a row comes to lie, the finer it is compared. Values from `codes` are 0 where they start.
     """
     n, (M, K, g) = len(pull), books.shape
     pushes = books @ metric
@@ -127,18 +127,19 @@ def encode(
 
 
 def _descend(target: Tensor, hessian: Tensor, books: Tensor, codes: Tensor, beam: int, may: Tensor | None) -> Tensor:
-    g, D, codes = books.shape[2], target.shape[1], codes.clone()
+    (M, _, g), D, codes = books.shape, target.shape[1], codes.clone()
     width = max(BLOCK // g, 1) * g
-    lost = target - words(books, codes)
+    value = words(books, codes)
+    lost = target - value
     for low in range(0, D, width):
         high = min(low + width, D)
         residual = lost @ hessian[:, low:high]  # (n, width)
         for at in range(low, high, g):
             own, j = slice(at, at + g), at // g
-            metric, old = hessian[own, own], words(books, codes[:, j, None])
-            new = search(
-                torch.addmm(residual[:, at - low : at - low + g], old, metric), metric, books, codes[:, j], beam
-            )
+            old, metric = value[:, own], hessian[own, own]
+            pull = torch.addmm(residual[:, at - low : at - low + g], old, metric)
+            gained = ((2 * pull - old @ metric) * old).sum(1)
+            new = search(pull, metric, books, codes[:, j] if M > 1 else None, beam, gained)  # of one word all are tried
             if may is not None:
                 new = torch.where(may[:, j, None], new, codes[:, j])
             change, codes[:, j] = words(books, new[:, None]) - old, new

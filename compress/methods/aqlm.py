@@ -25,7 +25,7 @@ from compress.tables import Real
 from compress.transform import Transform
 from compress.weight import QuantizedWeight
 
-SLACK = 0.1  # bits a weight by which all that a shape costs may exceed the target
+SLACK = 0.1  # bits a weight that codebooks may cost on top of the target; scales cost 16 bits a row in every shape
 POINTS = 64  # a codeword, from which codebooks are first learned ...
 ROUNDS = 10  # ... by so many rounds of k-means, and then by `Config.rounds` of rounding with feedback
 AT_ONCE = {"cpu": 2**18, "cuda": 2**27}  # candidates compared at a time: what fits a core's cache, or fills a GPU
@@ -57,23 +57,39 @@ class Shape(NamedTuple):
         return (table + rows) / sum(N * D for N, D in sizes)
 
 
-# What is chosen from by size: each shape's mean squared error on Gaussian weights with H = I, measured with this code.
-SHAPES: dict[Shape, float] = {
-    Shape(1, 4, 2): 0.10893,
-    Shape(1, 6, 3): 0.10147,
-    Shape(1, 8, 4): 0.09608,
-    Shape(2, 8, 8): 0.09519,
-    Shape(1, 5, 2): 0.05858,
-    Shape(1, 10, 4): 0.04741,
-    Shape(1, 6, 2): 0.03029,
-    Shape(1, 9, 3): 0.02694,
-    Shape(1, 8, 2): 0.00893,
+# What `Config.bits` chooses from: each shape's mean squared error on Gaussian weights with H = I, measured with this code.
+# Sums of several codebooks pay only once a single one of as many bits would cost too much.
+SHAPES: dict[str, float] = {
+    "1x1g1": 0.3637,
+    "1x4g3": 0.2392,
+    "1x3g2": 0.2018,
+    "1x6g4": 0.1875,
+    "1x5g3": 0.1575,
+    "1x7g4": 0.1359,
+    "1x2g1": 0.1176,
+    "1x4g2": 0.1104,
+    "1x6g3": 0.1034,
+    "1x8g4": 0.09768,
+    "2x8g8": 0.09255,
+    "1x9g4": 0.06937,
+    "1x7g3": 0.06671,
+    "1x5g2": 0.05864,
+    "1x10g4": 0.04911,
+    "1x8g3": 0.04298,
+    "1x3g1": 0.03593,
+    "1x11g4": 0.03412,
+    "1x6g2": 0.03037,
+    "1x9g3": 0.02754,
+    "1x10g3": 0.01769,
+    "1x7g2": 0.01646,
+    "1x4g1": 0.01019,
+    "1x8g2": 0.0088,
 }
 
 
 @dataclass(frozen=True)
 class Config:
-    """bits: a weight; codebooks and scales may cost SLACK more. The best shape for the sizes at hand is taken.
+    """bits: a weight; the best shape for the sizes at hand is taken, whose codebooks may cost SLACK more.
 
     shape: "2x8g8", "1x16g8", ...; empty: chosen by `bits`. int8: codebooks of int8. shared: weights that read the same
     input share one set of codebooks. beam: hypotheses kept in the search for codes. rounds: codebooks are first
@@ -96,8 +112,8 @@ class Config:
     def __post_init__(self) -> None:
         if self.shape:
             Shape.parse(self.shape)
-        if not 1 <= self.bits <= 8:
-            raise CompressError(f"aqlm takes 1 to 8 bits a weight, not {self.bits}")
+        if not 1 <= self.bits <= 5:
+            raise CompressError(f"aqlm takes 1 to 5 bits a weight, not {self.bits}")
         for name, low in {"beam": 1, "rounds": 0, "passes": 0, "steps": 1, "tolerance": 0, "damping": 0}.items():
             if getattr(self, name) < low:
                 raise CompressError(f"aqlm takes a {name} of {low} or more, not {getattr(self, name)}")
@@ -118,17 +134,16 @@ def quantize(weights: Sequence[Tensor], hessians: Sequence[Tensor], config: Conf
 
 
 def choose_shape(sizes: Sequence[tuple[int, int]], config: Config) -> Shape:
-    """The shape that promises the least error within the bits for matrices (N, D) that share codebooks."""
+    """The shape of least error whose codes and codebooks fit `config.bits`, for matrices (N, D) that share codebooks.
+
+    Where even the smallest codebooks cost too much, the shape of the fewest bits.
+    """
     if config.shape:
         return Shape.parse(config.shape)
-    costs = {shape: shape.bits_of(sizes, config.int8) for shape in SHAPES}
-    fitting = [shape for shape, bits in costs.items() if bits <= config.bits + SLACK]
-    if not fitting:
-        least = min(costs.values())
-        raise CompressError(
-            f"weights of {sizes} take {least:.2f} bits or more as aqlm, not {config.bits}: name a shape"
-        )
-    return min(fitting, key=SHAPES.__getitem__)
+    costs = {name: Shape.parse(name).bits_of(sizes, config.int8) for name in SHAPES}
+    scales = 16 * sum(N for N, _ in sizes) / sum(N * D for N, D in sizes)
+    fitting = [name for name, bits in costs.items() if bits - scales <= config.bits + SLACK]
+    return Shape.parse(min(fitting, key=SHAPES.__getitem__) if fitting else min(costs, key=costs.__getitem__))
 
 
 def _together(weights: Sequence[Tensor], hessians: Sequence[Tensor], config: Config) -> list[QuantizedWeight]:
