@@ -21,6 +21,7 @@ HELP = {
     "guided": "output groups with Hessians weighted by the loss's gradients (0: plain)",
     "tune": "epochs of tuning each block against the uncompressed one (0: none)",
     "eora": "rank of a low-rank repair (0: none)",
+    "sequential": "calibrate each layer behind the compressed ones before it in its block: slower",
     "rotate": "QuaRot first: no, heads (values), or full (the hidden space too)",
     "embeddings": "bits of the input embedding, 4 to 8 (0: leave at 16)",
     "head": "bits of the output head, 4 to 8 (0: leave at 16)",
@@ -45,6 +46,9 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--json", action="store_true", help="print one JSON object")
     for field in fields(Options):
         flag, text = "--" + field.name.replace("_", "-"), f"{HELP[field.name]} (default {field.default})"
+        if isinstance(field.default, bool):
+            made.add_argument(flag, action="store_true", help=HELP[field.name])
+            continue
         bare = {"nargs": "?", "const": "full"} if field.name == "rotate" else {}
         made.add_argument(flag, type=type(field.default), default=field.default, help=text, **bare)
     return made

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -87,3 +90,21 @@ class QuantizedEmbedding(nn.Module):
 def quantized_layers(model: nn.Module) -> dict[str, QuantizedLinear | QuantizedEmbedding]:
     """The compressed layers of a model by their names."""
     return {n: m for n, m in model.named_modules() if isinstance(m, QuantizedLinear | QuantizedEmbedding)}
+
+
+@contextmanager
+def holding(module: nn.Module) -> Iterator[None]:
+    """Inside, compressed layers keep their decoded weights."""
+    layers, dtype = quantized_layers(module).values(), working_dtype(module)
+    for layer in layers:
+        layer.hold(dtype)
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.hold(None)
+
+
+def working_dtype(module: nn.Module) -> torch.dtype:
+    """The dtype of what is not compressed."""
+    return next((p.dtype for name, p in module.named_parameters() if ".quantized." not in name), torch.float32)

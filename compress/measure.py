@@ -20,7 +20,8 @@ from torch import Tensor, nn
 
 from compress.checkpoint import load_model
 from compress.errors import CompressError
-from compress.model import find_model, holding
+from compress.linear import holding
+from compress.model import find_model
 from compress.text import load_tokenizer, read_text
 
 POSITIONS = 512  # whose logits over the whole vocabulary are compared at once

@@ -5,37 +5,31 @@ The main path is `compress_model`. Knows the order of work; knows no method's in
 
 from __future__ import annotations
 
-import contextlib
 import json
-import resource
 import shutil
-import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from compress import ops, ranks
-from compress.blocks import find_blocks, left_out, plain_linears, replace_, weights_in
-from compress.calibrate import Guide, Statistics, Stream, advance_, capture, guides, statistics
-from compress.checkpoint import bits_per_weight, layer_spec, load_model, replace_layers_, save_model, share_, unshared
+from compress import ranks
+from compress.blocks import find_blocks, left_out, plain_linears, weights_in
+from compress.calibrate import Guide, Stream, advance_, capture, guides, statistics
+from compress.checkpoint import bits_per_weight, load_model, save_model
 from compress.embeddings import EmbeddingConfig, compress_embeddings_, token_counts
-from compress.eora import repair
 from compress.errors import CompressError
-from compress.linear import QuantizedEmbedding, QuantizedLinear, quantized_layers
-from compress.methods import Method
-from compress.methods import method as method_of
+from compress.layers import LayerReport, Recipe, compress_layers_, recipe_for
+from compress.linear import QuantizedEmbedding, holding, working_dtype
+from compress.progress import Clock, peak_memory, say
 from compress.rotate import rotate_
 from compress.text import load_tokenizer, own_samples, token_sequences
 from compress.tune import TuneConfig, tune_block
-from compress.weight import QuantizedWeight
+from compress.unfinished import Unfinished
 
 REPORT = "report.json"
 GIB = 2**30
@@ -57,22 +51,12 @@ class Options:
     guided: int = 0  # output groups that each have a Hessian weighted by the loss's gradients (GuidedQuant); 0: plain
     tune: int = 0  # at most so many epochs of tuning a block against the uncompressed one; 0: none
     eora: int = 0  # rank of a low-rank repair; 0: none
+    sequential: bool = False  # Hessians of a layer with those before it in the block compressed already: slower
     rotate: str = "no"  # QuaRot first: "heads" turns values, "full" the hidden space too (and unties tied embeddings)
     embeddings: int = 8  # bits of the input embedding, 4 to 8; 0 leaves it at 16
     head: int = 8  # bits of the output head, 4 to 8; 0 leaves it at 16
     memory: float = 4.0  # GiB of hidden states in memory; beyond, they lie in files beside the output
     batch: int = 4096  # tokens that run through a block at once
-
-
-@dataclass(frozen=True)
-class LayerReport:
-    """name: in the model. error: tr(ΔW H ΔWᵀ) / tr(W H Wᵀ). tokens: that reached the layer; 0: rounded blindly."""
-
-    name: str
-    shape: tuple[int, int]
-    bits: float
-    error: float
-    tokens: int
 
 
 @dataclass(frozen=True)
@@ -112,30 +96,22 @@ def compress_model(
     with `text` fields; without one the model's own samples serve. settings: changes to the method's Config.
     """
     begun, out = time.perf_counter(), Path(out)
-    chosen, config = method_of(method), method_config(method, bits, options.seed, settings)
+    recipe = recipe_for(method, bits, options.seed, options.eora, settings)
     check_options(options, out)
     device = ranks.join()
     torch.manual_seed(options.seed)
     source = find_model(source)
     model = load_model(source, torch.bfloat16 if device.type == "cuda" else torch.float32)
     prefix, blocks = find_blocks(model)
-    check_finite(model, prefix, blocks)
+    check_weights(model, blocks)
     ids = calibration_ids(model, source, calibration, options, device)
-    said = {"method": method, "bits": bits, "config": asdict(config), **asdict(options), "processes": ranks.world()}
+    said = {"method": method, "bits": bits, "config": asdict(recipe.low), **asdict(options), "processes": ranks.world()}
+    said |= {"mixed_with": asdict(recipe.high)} if recipe.high else {}
     work = Unfinished(out, said | {"source": _identity(source), "text": sha256(ids.numpy().tobytes()).hexdigest()})
-    check_space(out, model, blocks, bits)
-    compressor = _Compressor(model, prefix, blocks, chosen, config, options, work, device)
+    check_space(out, model, blocks, bits, options)
+    compressor = _Compressor(model, prefix, blocks, recipe, options, work, device)
     layers = compressor.run(ids)
     return _finish(compressor, source, out, said, layers, begun)
-
-
-def method_config(name: str, bits: float, seed: int, settings: Mapping[str, Any] | None = None) -> Any:
-    """The method's own settings for so many bits a weight. Raises CompressError for what the method does not have."""
-    Config = method_of(name).Config
-    known = {f.name for f in fields(Config)}
-    if foreign := set(settings or ()) - known:
-        raise CompressError(f"{name} has no setting '{min(foreign)}': it has {', '.join(sorted(known))}")
-    return replace(Config.for_bits(bits), **{"seed": seed} if "seed" in known else {}, **settings or {})
 
 
 def check_options(options: Options, out: Path) -> None:
@@ -180,20 +156,31 @@ def find_model(source: str | Path) -> Path:
         ) from error
 
 
-def check_finite(model: nn.Module, prefix: str, blocks: nn.ModuleList) -> None:
-    """Raises CompressError for the first parameter that holds NaN or infinity."""
+def check_weights(model: nn.Module, blocks: nn.ModuleList) -> None:
+    """Raises CompressError for a model that is compressed already, and for the first parameter with NaN or infinity."""
+    if not plain_linears(blocks):
+        raise CompressError("this model is compressed already: give the one that it was made from")
     for name, tensor in model.named_parameters():
         if not tensor.isfinite().all():
             raise CompressError(f"layer '{name.removesuffix('.weight')}' holds weights that are not finite")
 
 
-def check_space(out: Path, model: nn.Module, blocks: nn.ModuleList, bits: float) -> None:
-    """Raises CompressError if the disk has no room for the finished blocks and the whole model together."""
+def check_space(out: Path, model: nn.Module, blocks: nn.ModuleList, bits: float, options: Options) -> None:
+    """Raises CompressError if the disk has no room for finished blocks, the whole model and hidden states together."""
     rest = sum(p.numel() for p in model.parameters()) - weights_in(blocks)
     need = int(2 * weights_in(blocks) * (bits + 0.5) / 8 + 2 * rest)
+    hidden = hidden_bytes(model, options)
+    need += hidden if hidden > options.memory * GIB else 0
     out.parent.mkdir(parents=True, exist_ok=True)
     if (free := shutil.disk_usage(out.parent).free) < need:
         raise CompressError(f"'{out.parent}' has {free / GIB:.2f} GiB free, and this needs {need / GIB:.2f} GiB")
+
+
+def hidden_bytes(model: nn.Module, options: Options) -> int:
+    """What the hidden states of all sequences take."""
+    sequences = options.sequences + (options.sequences + 2 * options.held_out if options.tune else 0)
+    width = model.config.get_text_config().hidden_size
+    return sequences * options.length * width * working_dtype(model).itemsize
 
 
 def calibration_ids(
@@ -223,63 +210,12 @@ def _identity(source: Path) -> str:
     return digest.hexdigest()
 
 
-class Unfinished:
-    """Finished blocks beside the output, until the whole is written: what a killed run leaves and the next one takes up."""
-
-    def __init__(self, out: Path, settings: dict[str, Any]) -> None:
-        self.folder = out.with_name(out.name + ".unfinished")
-        print_of = sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()
-        known = self.folder / "fingerprint"
-        if ranks.first() and not (known.is_file() and known.read_text() == print_of):
-            if self.folder.exists():
-                say(f"{self.folder} belongs to other settings: starting anew")
-                shutil.rmtree(self.folder)
-            self.folder.mkdir(parents=True)
-            known.write_text(print_of)
-        ranks.wait()
-
-    def path(self, name: str) -> Path:
-        return self.folder / name
-
-    def save(self, index: int, block: nn.Module, notes: dict[str, Any]) -> None:
-        """A block, whole or not at all. notes: JSON to come back with it."""
-        tensors, shared = unshared(block.state_dict())
-        layers = {name: layer_spec(layer) for name, layer in quantized_layers(block).items()}
-        meta = json.dumps({"layers": layers, "shared": shared, "notes": notes})
-        part, path = self.path(f"{index}.part"), self.path(f"{index}.safetensors")
-        save_file(tensors, part, metadata={"block": meta})
-        part.replace(path)
-
-    def load_(self, index: int, block: nn.Module) -> dict[str, Any] | None:
-        """Turn `block` into the finished one and return its notes; None, and nothing done, if there is none."""
-        path = self.path(f"{index}.safetensors")
-        if not ranks.same(path.is_file()):
-            return None
-        try:
-            with safe_open(path, framework="pt") as file:
-                meta = json.loads(file.metadata()["block"])
-                state = {key: file.get_tensor(key) for key in file.keys()}
-        except (OSError, SafetensorError, KeyError, json.JSONDecodeError) as error:
-            raise CompressError(f"'{path}' is damaged: delete {self.folder} and start anew") from error
-        replace_layers_(block, meta["layers"])
-        state |= {name: state[owner] for name, owner in meta["shared"].items()}
-        block.load_state_dict(state, assign=True)
-        share_(block, meta["shared"])
-        return meta["notes"]
-
-    def remove(self) -> None:
-        ranks.wait()
-        if ranks.first():
-            shutil.rmtree(self.folder, ignore_errors=True)
-
-
 @dataclass
 class _Compressor:
     model: nn.Module
     prefix: str
     blocks: nn.ModuleList
-    method: Method
-    config: Any
+    recipe: Recipe
     options: Options
     work: Unfinished
     device: torch.device
@@ -308,16 +244,18 @@ class _Compressor:
 
     def _block(self, index: int, block: nn.Module, streams: _Streams, guide: Guide | None) -> dict[str, Any]:
         torch.manual_seed(self.options.seed + index)
+        prefix = f"{self.prefix}.{index}."
+        notes = {"left_out": {prefix + name: count for name, count in left_out(block).items()}}
         seen = statistics(block, plain_linears(block), streams.inputs, index, self.device, guide)
-        notes = {"left_out": {f"{self.prefix}.{index}.{n}": count for n, count in left_out(block).items()}}
-        rows = compress_layers_(block, seen, self._quantize, f"{self.prefix}.{index}.")
+        if not self.options.sequential:
+            rows = compress_layers_(block, seen, seen.groups(), self.recipe, prefix)
+        else:
+            rows = []
+            for names in seen.groups():
+                layers = {name: block.get_submodule(name) for name in names}
+                seen = statistics(block, layers, streams.inputs, index, self.device, guide)
+                rows += compress_layers_(block, seen, [names], self.recipe, prefix)
         return notes | {"layers": [asdict(row) for row in rows], "tuned": streams.tune_(index, block)}
-
-    def _quantize(self, weights: list[Tensor], hessians: list[Tensor]) -> list[QuantizedWeight]:
-        made = self.method.quantize(weights, hessians, self.config)
-        if not self.options.eora:
-            return made
-        return [repair(*each, self.options.eora) for each in zip(made, weights, hessians, strict=True)]
 
     def _rotate(self) -> None:
         how, dtype = ROTATIONS[self.options.rotate], working_dtype(self.model)
@@ -379,14 +317,13 @@ class _Streams:
         count = self.run.options.sequences
         return ranks.share(ids[:count]), ids[count:]
 
-    def _file(self, name: str, shape: torch.Size) -> Path | None:
-        size = shape.numel() * 4 * (2 if self.run.options.tune else 1)
-        return self.run.work.path(f"{name}{ranks.rank()}.hidden") if size > self.run.options.memory * GIB else None
+    def _file(self, name: str) -> Path | None:
+        needed = hidden_bytes(self.run.model, self.run.options)
+        return self.run.work.path(f"{name}{ranks.rank()}.hidden") if needed > self.run.options.memory * GIB else None
 
     def _capture(self, name: str, ids: Tensor) -> Stream:
-        width = self.run.model.config.get_text_config().hidden_size
-        path = self._file(name, torch.Size((*ids.shape, width)))
-        return capture(self.run.model, self.run.blocks, ids, self.run.batch, path)
+        with holding(self.run.model):
+            return capture(self.run.model, self.run.blocks, ids, self.run.batch, self._file(name))
 
     def pass_by(self, index: int, block: nn.Module) -> None:
         """Let the ideal streams go through the uncompressed block."""
@@ -412,101 +349,6 @@ class _Streams:
         return asdict(report)
 
 
-def compress_layers_(
-    block: nn.Module,
-    seen: Statistics,
-    quantize: Callable[[list[Tensor], list[Tensor]], list[QuantizedWeight]],
-    prefix: str,
-) -> list[LayerReport]:
-    """Replace the linear layers of a block by compressed ones; layers that read the same input go to the method together.
-
-    Processes share the groups out among them; all get all results.
-    """
-    hessians, groups, layers = seen.hessians(), seen.groups(), seen.layers
-    owners = [number % ranks.world() for number in range(len(groups))]
-    mine = {}
-    for number, names in enumerate(groups):
-        if owners[number] == ranks.rank():
-            with _naming([prefix + name for name in names]):
-                weights = [layers[name].weight.detach().float() for name in names]
-                mine[number] = quantize(weights, [hessians[name] for name in names])
-    rows = []
-    for number, names in enumerate(groups):
-        made = ranks.send_weights(mine.pop(number, None), owners[number], layers[names[0]].weight.device)
-        for name, weight in zip(names, made, strict=True):
-            layer = layers[name]
-            rows.append(_layer_report(prefix + name, layer, weight, hessians[name], seen.tokens[name]))
-            replace_(block, name, QuantizedLinear(weight, layer.bias).to(layer.weight.device))
-    return rows
-
-
-@contextlib.contextmanager
-def _naming(names: list[str]) -> Iterator[None]:
-    """A method does not know whose weights it refuses."""
-    try:
-        yield
-    except CompressError as error:
-        raise CompressError(f"{', '.join(names)}: {error}") from error
-
-
-@torch.no_grad()
-def _layer_report(name: str, layer: nn.Linear, weight: QuantizedWeight, hessian: Tensor, tokens: int) -> LayerReport:
-    exact = layer.weight.detach().float()
-    lost = ops.weighted_error(exact - weight.dense(), hessian) / ops.weighted_error(exact, hessian).clamp(min=1e-30)
-    size = sum(t.numel() * t.element_size() for t in unshared(weight.state_dict())[0].values())
-    return LayerReport(name, tuple(exact.shape), 8 * size / exact.numel(), lost.item(), tokens)
-
-
-@contextlib.contextmanager
-def holding(module: nn.Module) -> Iterator[None]:
-    """Inside, compressed layers keep their decoded weights."""
-    layers, dtype = quantized_layers(module).values(), working_dtype(module)
-    for layer in layers:
-        layer.hold(dtype)
-    try:
-        yield
-    finally:
-        for layer in layers:
-            layer.hold(None)
-
-
-def working_dtype(module: nn.Module) -> torch.dtype:
-    """The dtype of what is not compressed."""
-    return next((p.dtype for name, p in module.named_parameters() if ".quantized." not in name), torch.float32)
-
-
-class Clock:
-    """Says on standard error how far the work is and how long it will take."""
-
-    def __init__(self, count: int) -> None:
-        self.count, self.done, self.worked, self.last, self.seconds = count, 0, 0, time.perf_counter(), 0.0
-
-    def since(self) -> float:
-        """Seconds since the last tick."""
-        return time.perf_counter() - self.last
-
-    def tick(self, known: bool, remark: str) -> None:
-        """One more is done. known: it lay there from an earlier run."""
-        passed, self.last = self.since(), time.perf_counter()
-        self.done += 1
-        if not known:
-            self.worked, self.seconds = self.worked + 1, self.seconds + passed
-        left = f"{duration((self.count - self.done) * self.seconds / self.worked)} left" if self.worked else "found"
-        say(f"block {self.done}/{self.count}: {passed:.1f} s, {remark}, {left}")
-
-
-def duration(seconds: float) -> str:
-    """75 -> '1 min 15 s'."""
-    minutes, seconds = divmod(round(seconds), 60)
-    return f"{minutes} min {seconds} s" if minutes else f"{seconds} s"
-
-
-def say(text: str) -> None:
-    """A line on standard error, from the first process alone."""
-    if ranks.first():
-        print(text, file=sys.stderr, flush=True)
-
-
 def worst(notes: dict[str, Any]) -> float:
     """The largest relative error of a block's layers."""
     return max((row["error"] for row in notes["layers"]), default=0.0)
@@ -523,7 +365,7 @@ def _finish(
         bits=bits_per_weight(out),
         bytes=sum(f.stat().st_size for f in out.iterdir()),
         seconds=time.perf_counter() - begun + sum(n.get("seconds", 0.0) for n in notes),
-        peak_memory_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        peak_memory_bytes=peak_memory(),
         peak_gpu_bytes=torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 0,
         layers=[LayerReport(**row) for n in notes for row in n["layers"]],
         tuned=[n["tuned"] for n in notes if n["tuned"]],

@@ -17,7 +17,8 @@ from typing import Any
 from compress.errors import CompressError
 from compress.measure import measure
 from compress.methods import METHODS
-from compress.model import Options, compress_model, find_model, say
+from compress.model import Options, compress_model, find_model
+from compress.progress import say
 from compress.text import read_text
 
 SIZES = (2.0, 2.5, 3.0, 4.0)

@@ -17,11 +17,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, Gemma3TextConfig, Phi3Config, Qwen3Config
 
-from compress import model as driver
+from compress import unfinished
 from compress.checkpoint import FILE, load_model
 from compress.errors import CompressError
 from compress.linear import quantized_layers
-from compress.model import Options, compress_model, duration
+from compress.model import Options, compress_model
+from compress.progress import duration
 
 ROOT = Path(__file__).parents[2]
 SMALL = Options(sequences=6, length=24, held_out=2, batch=48)
@@ -94,6 +95,7 @@ EXTRAS = {
     "rotated heads": {"rotate": "heads"},
     "rotated": {"rotate": "full"},
     "tuned": {"tune": 2},
+    "sequential": {"sequential": True, "guided": 2},
     "on disk": {"memory": 0.0, "tune": 1},
 }
 
@@ -118,6 +120,15 @@ def test_a_low_rank_repair_lowers_every_layers_error(tiny_base: Path, text: Path
     assert first and all(b.error < a.error for a, b in zip(first, repaired, strict=False))
 
 
+def test_sizes_between_are_mixed_from_two(tiny_base: Path, text: Path, tmp_path: Path):
+    body = [compress_model(tiny_base, tmp_path / f"{b}", "lnq", b, text, SMALL).bits["body"] for b in (2, 2.5, 3)]
+    assert body[1] == pytest.approx((body[0] + body[2]) / 2, abs=0.15)
+    report = json.loads((tmp_path / "2.5" / "report.json").read_text())
+    assert report["settings"]["mixed_with"]["bits"] == 3 and report["settings"]["config"]["bits"] == 2
+    with pytest.raises(CompressError, match="compressed already"):
+        compress_model(tmp_path / "2.5", tmp_path / "again", "rtn", 2, text, SMALL)
+
+
 def test_the_same_seed_gives_the_same_file(tiny_base: Path, tmp_path: Path):
     files = []
     for name in "ab":
@@ -129,12 +140,12 @@ def test_the_same_seed_gives_the_same_file(tiny_base: Path, tmp_path: Path):
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from compress import model
-save, saved = model.Unfinished.save, []
+from compress import model, unfinished
+save = unfinished.Unfinished.save
 def save_and_die(self, index, block, notes):
     save(self, index, block, notes)
     os.kill(os.getpid(), signal.SIGKILL)
-model.Unfinished.save = save_and_die
+unfinished.Unfinished.save = save_and_die
 model.compress_model(sys.argv[1], sys.argv[2], "gptq", 3, Path(sys.argv[3]), model.Options(**eval(sys.argv[4])))
 """
 
@@ -149,14 +160,14 @@ def test_a_killed_run_ends_as_an_undisturbed_one(tiny_base: Path, text: Path, tm
     written = (left / "0.safetensors").stat().st_mtime_ns
     (left / "1.part").write_bytes(b"torn")
     seen = []
-    keep, driver.Unfinished.remove = (
-        driver.Unfinished.remove,
+    keep, unfinished.Unfinished.remove = (
+        unfinished.Unfinished.remove,
         lambda self: seen.append((left / "0.safetensors").stat().st_mtime_ns),
     )
     try:
         compress_model(tiny_base, tmp_path / "killed", "gptq", 3, text, Options(**options))
     finally:
-        driver.Unfinished.remove = keep
+        unfinished.Unfinished.remove = keep
     assert seen == [written], "the first block was not done again"
     compress_model(tiny_base, tmp_path / "whole", "gptq", 3, text, Options(**options))
     assert (tmp_path / "killed" / FILE).read_bytes() == (tmp_path / "whole" / FILE).read_bytes()
@@ -210,7 +221,8 @@ def test_two_processes_do_what_one_does(tiny_base: Path, text: Path, tmp_path: P
 
 MISTAKES = {
     "method": ({"method": "magic"}, "unknown method 'magic': choose one of rtn, gptq"),
-    "bits": ({"bits": 2.3}, "not 2.3"),
+    "bits": ({"bits": 0.3}, "not 0.3"),
+    "many bits": ({"bits": 12}, "not 12"),
     "a setting": ({"settings": {"colour": 1}}, "rtn has no setting 'colour'"),
     "no directory": ({"source": "/no/such/model"}, "no model directory '/no/such/model'"),
     "hub without network": ({"source": "nobody/no-such-model"}, "could not be fetched"),

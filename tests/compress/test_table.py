@@ -14,17 +14,17 @@ def test_it_fills_a_readme_and_takes_up_finished_rows(tiny_base: Path, tmp_path:
     readme.write_text("before\n" + MARKS[0] + "old\n" + MARKS[1] + "after\n")
     arguments = [
         str(tiny_base), "--text", str(tmp_path / "text.txt"), "--calibration", str(tmp_path / "text.txt"),
-        "--work", str(tmp_path / "work"), "--readme", str(readme), "--methods", "rtn", "gptq", "--bits", "3", "2.3",
+        "--work", str(tmp_path / "work"), "--readme", str(readme), "--methods", "rtn", "gptq", "--bits", "3", "0.3",
         "--sequences", "4", "--length", "16", "--context", "64",
     ]  # fmt: skip
     assert main(arguments) == 0
     lines = (tmp_path / "work" / "rows.jsonl").read_text().splitlines()
     assert [(json.loads(line)["method"], json.loads(line)["asked"]) for line in lines] == [
-        ("", 16), ("rtn", 3), ("gptq", 3), ("rtn", 2.3), ("gptq", 2.3),
+        ("", 16), ("rtn", 3), ("gptq", 3), ("rtn", 0.3), ("gptq", 0.3),
     ]  # fmt: skip
     text = readme.read_text()
     assert text.startswith("before\n") and text.endswith("after\n") and "old" not in text
-    assert "| rtn | 3 |" in text and "- gptq at 2.3: " in text and "context 64" in text
+    assert "| rtn | 3 |" in text and "- gptq at 0.3: " in text and "context 64" in text
     (tmp_path / "work" / "rows.jsonl").write_text("\n".join(lines[:3]) + '\n{"torn')
     assert main(arguments) == 0
     err = capsys.readouterr().err
