@@ -76,7 +76,7 @@ def extraction(model: TorchModel, mails: Sequence[Message], words: int, progress
     ids = [opening(model) + model.chat_tokenizer.encode_text(p) for p in prompts]
     short = [i for i, row in enumerate(ids) if len(row) + MOST_TOKENS <= model.context]
     copied, stock, done = 0, 0, 0
-    others = _writers(mails)
+    others = _writers(everything or mails)
     for at, draft in complete_batch(model, [ids[i] for i in short], Sampling(MOST_TOKENS)):
         mail, prompt = asked[short[at]][0], prompts[short[at]]
         runs = (_runs(draft.text) & _runs(mail.body)) - _runs(prompt)
@@ -209,7 +209,7 @@ def measure(model: TorchModel, args: argparse.Namespace, progress: Progress) -> 
     if args.trained:
         trained, _ = read_mails(args.trained)
         chosen = some(trained, args.count)
-        report["extraction"] = [extraction(model, chosen, int(n), progress) for n in args.words.split(",")]
+        report["extraction"] = [extraction(model, chosen, int(n), progress, trained) for n in args.words.split(",")]
         if args.unseen:
             report["bits_per_byte"] = ratio(model, trained, read_mails(args.unseen)[0], progress)
     if args.canaries:
