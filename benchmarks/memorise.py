@@ -69,8 +69,17 @@ def paired(a: Sequence[Message], b: Sequence[Message], seed: int = 0) -> tuple[l
 # --- extraction
 
 
-def extraction(model: TorchModel, mails: Sequence[Message], words: int, progress: Progress = silent) -> dict[str, Any]:
-    """How many greedy drafts repeat their mail, given its header and its first `words` words."""
+def extraction(
+    model: TorchModel,
+    mails: Sequence[Message],
+    words: int,
+    progress: Progress = silent,
+    everything: Sequence[Message] = (),
+) -> dict[str, Any]:
+    """How many greedy drafts repeat their mail, given its header and its first `words` words.
+
+    everything: all mails at hand, the better to tell stock phrases.
+    """
     asked = [(m, opened) for m in mails if len(rest(m.body, opened := first_words(m.body, words))) >= RUN]
     prompts = [header(m) + opened for m, opened in asked]
     ids = [opening(model) + model.chat_tokenizer.encode_text(p) for p in prompts]
