@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -29,17 +29,20 @@ Loss = Callable[[], Tensor]  # of one sequence or batch of them: a differentiabl
 Reencode = Callable[[dict[QuantizedWeight, Tensor]], None]  # the epoch's mean gradient of each dense weight (N, D)
 
 BETAS = 0.9, 0.95  # the second moment forgets fast: an epoch has few steps
+REACH, LARGEST = 0.3, 1e-2  # by default steps add up to this share of a tensor's RMS, none is larger than that
 RUN = 512  # gradients that one thread adds up in order
 
 
 @dataclass(frozen=True)
 class TuneConfig:
     """epochs: at most. batch: calls a step. rates: Adam steps tried, as a share of each tensor's RMS; the one that does
-    best on held-out sequences wins. patience: epochs without gain before it stops. seed: the order of the calls."""
+    best on held-out sequences wins; none: one that suits the number of steps. patience: epochs without gain before it
+    stops. seed: the order of the calls.
+    """
 
     epochs: int = 8
     batch: int = 4
-    rates: tuple[float, ...] = (5e-3,)
+    rates: tuple[float, ...] = ()
     patience: int = 2
     seed: int = 0
 
@@ -81,7 +84,7 @@ def tune_model(
     teacher: Callable[[Tensor], Tensor],
     sequences: Sequence[Tensor],
     validation: Sequence[Tensor],
-    config: TuneConfig = TuneConfig(rates=(3e-3,)),  # noqa: B008  frozen
+    config: TuneConfig = TuneConfig(),  # noqa: B008  frozen
     reencode: Reencode | None = None,
 ) -> TuneReport:
     """Fit a whole compressed model, in place, to a teacher's predictions: mean KL(teacher ‖ student) over tokens.
@@ -109,18 +112,15 @@ def tune(
     """
     if not train or not held_out:
         raise CompressError(f"tuning needs sequences to learn from ({len(train)}) and held-out ones ({len(held_out)})")
-    begun = time.perf_counter()
+    begun, steps = time.perf_counter(), _steps(train, config)
     with _Masters(module) as masters:
-        before = masters.evaluate(held_out)
-        start = best = masters.snapshot()
-        report = TuneReport(before, before, config.rates[0], 0, (), 0.0)
-        for rate in config.rates:
+        start, runs = masters.snapshot(), []
+        for rate in config.rates or (min(LARGEST, 2 * REACH / steps),):
             masters.load(start)
-            kept, tried = _descend(masters, train, held_out, config, rate, reencode)
-            if tried.after < report.after or not report.history:
-                best, report = kept, tried
+            runs.append(_descend(masters, train, held_out, config, rate, reencode))
+        best, report = min(runs, key=lambda run: run[1].after)
         masters.load(best)
-    return TuneReport(**{**vars(report), "seconds": time.perf_counter() - begun})
+    return replace(report, seconds=time.perf_counter() - begun)
 
 
 def _descend(
@@ -132,16 +132,14 @@ def _descend(
     reencode: Reencode | None,
 ) -> tuple[list[Tensor], TuneReport]:
     """One run of Adam, its rate falling to zero, until held-out loss has not fallen for `patience` epochs."""
-    optimizer = torch.optim.Adam(masters.groups(rate), betas=BETAS)
-    chance = torch.Generator().manual_seed(config.seed)
-    most = max(ranks.all_of(len(train)))  # a process with fewer takes some twice: all make as many steps
-    steps = config.epochs * -(-most // config.batch)
+    optimizer, steps = torch.optim.Adam(masters.groups(rate), betas=BETAS), _steps(train, config)
     decay = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / steps)
+    order, longest = torch.Generator().manual_seed(config.seed), _longest(train)
     before = lowest = masters.evaluate(held_out)
     best, epoch, history = masters.snapshot(), 0, []
     while len(history) < config.epochs and len(history) - epoch < config.patience:
         gradient: dict[QuantizedWeight, Tensor] | None = None if reencode is None else {}
-        for batch in torch.randperm(most, generator=chance).split(config.batch):
+        for batch in torch.randperm(longest, generator=order).split(config.batch):
             masters.step([train[i % len(train)] for i in batch.tolist()], optimizer, gradient)
             decay.step()
         if reencode is not None:
@@ -152,6 +150,15 @@ def _descend(
         if history[-1] < lowest:
             best, epoch, lowest = masters.snapshot(), len(history), history[-1]
     return best, TuneReport(before, lowest, rate, epoch, tuple(history), 0.0)
+
+
+def _longest(train: Sequence[Loss]) -> int:
+    """Of all processes: one with fewer takes some twice, so that all make as many steps."""
+    return max(ranks.all_of(len(train)))
+
+
+def _steps(train: Sequence[Loss], config: TuneConfig) -> int:
+    return config.epochs * -(-_longest(train) // config.batch)
 
 
 class _Masters:
