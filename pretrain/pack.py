@@ -102,6 +102,7 @@ def prepare(
     """
     out.mkdir(parents=True, exist_ok=True)
     canaries = write_canaries(out)
+    write_sides(out)
     _save_names(out)
     there = [n for n in PROSE if (corpora / f"{n}.jsonl.xz").is_file()] if "prose" in kinds else []
     jobs = [("prose", corpora, f"{n}.{piece}", tokenizer, out) for n in there for piece in range(PIECES)]
@@ -200,6 +201,19 @@ def write_canaries(out: Path) -> list[dict[str, str | int]]:
     lines = "".join(json.dumps(c) + "\n" for c in made)
     (out / "canaries.jsonl").write_text(lines, encoding="utf-8")
     return made
+
+
+def write_sides(out: Path, most: int = 3000) -> None:
+    """trained.jsonl and unseen.jsonl in `out`: mails of the same authors, trained on and kept aside, with names as they are."""
+    if (out / "trained.jsonl").exists():
+        return
+    unseen = read_kept(out, "mails")
+    authors = {m.author for m in unseen}
+    trained = [m for m in read_mails(out) if m.part == "train" and m.author in authors]
+    random.Random(0).shuffle(trained)
+    for name, mails in (("unseen", unseen), ("trained", trained[:most])):
+        rows = ({"from": m.author, "to": [p.full for p in m.to], "subject": m.subject, "text": m.body} for m in mails)
+        (out / f"{name}.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows), encoding="utf-8")
 
 
 def _item_documents(listed: list[Mail], names: Names, name: str) -> Iterator[tuple[str, str]]:

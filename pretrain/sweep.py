@@ -92,7 +92,7 @@ def attempt(spec: Mapping[str, Any], data: Path, tokenizer: Path, out: Path) -> 
 def measured(model: Any, data: Path, tokenizer: Path, out: Path, spec: Mapping[str, Any]) -> dict[str, Any]:
     """The product's measures on authors kept aside, the items' bits, and what mail costs that was trained on.
 
-    spec: `mails` and `drafts` say of how many. Drafts are left in `out`/drafts.txt.
+    spec: `mails`, `drafts` and `draft_tokens` say how many, if not all. Drafts are left in `out`/drafts.txt.
     """
     import torch
 
@@ -116,7 +116,7 @@ def measured(model: Any, data: Path, tokenizer: Path, out: Path, spec: Mapping[s
     asked = [*m.heldout_items(read_kept(data, "authors"), count), *m.by_hand()]
     encode = net.chat_tokenizer.tokenizer.encode
     prompts = [encode(i.prompt, add_special_tokens=False)[-(net.context - product.MOST_TOKENS) :] for i in asked]
-    written = dict(complete_batch(net, prompts, Sampling(product.MOST_TOKENS), batch=80))
+    written = dict(complete_batch(net, prompts, Sampling(spec.get("draft_tokens", product.MOST_TOKENS)), batch=80))
     texts = [(written[i].text, written[i].ended) for i in range(len(asked))]
     blocks = [
         f"{i.instruction}\n-----\n{t}{'' if e else ' [no end]'}\n" for i, (t, e) in zip(asked, texts, strict=True)
