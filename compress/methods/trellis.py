@@ -20,6 +20,7 @@ from compress.decode import BAND, QUAD, Trellis, from_chains, to_chains
 from compress.errors import CompressError
 from compress.feedback import check, damped, feed, inverse_upper
 from compress.luts import WINDOWS, default_lut
+from compress.methods.rtn import fp16
 from compress.tables import Real
 from compress.transform import Transform
 from compress.viterbi import Viterbi
@@ -28,7 +29,6 @@ from compress.weight import QuantizedWeight
 PART = BAND * QUAD  # steps of a chain in one quad of inputs, which are decided together
 BLOCK = 128  # inputs whose errors reach the inputs after them in one product
 LANES = 128  # chains that a CPU searches at once: what they cost stays in its cache
-TINIEST = 2**-14  # the smallest normal fp16 number, for the scale of empty rows
 SPREAD = 1.05  # targets are wider than the weights by what earlier errors add; measured at 2 bits
 SLACK = 1 / 32  # of padding, at most, for a larger Hadamard block
 
@@ -72,9 +72,9 @@ class Feedback(NamedTuple):
     cost: Tensor
 
     @classmethod
-    def of(cls, hessian: Tensor, damping: float) -> Feedback:
-        """hessian: (D, D), not damped. Errors are fed on from quad to quad."""
-        upper = inverse_upper(damped(hessian, damping))
+    def of(cls, hessian: Tensor) -> Feedback:
+        """hessian: (D, D), damped. Errors are fed on from quad to quad."""
+        upper = inverse_upper(hessian)
         quads = torch.arange(len(upper), device=upper.device).view(-1, QUAD)
         corners = upper[quads[:, :, None], quads[:, None]]  # (D/QUAD, QUAD, QUAD)
         cost = torch.cholesky_inverse(corners, upper=True).diagonal(dim1=1, dim2=2).flatten()
@@ -86,7 +86,7 @@ class Rows:
     """Outputs with one Hessian, in the space of the codes: what they should be and how they are coded so far."""
 
     target: Tensor  # (n, D), n divisible by BAND
-    hessian: Tensor  # (D, D), not damped
+    hessian: Tensor  # (D, D), damped: a fit to few tokens would forget all others
     feedback: Feedback
     scale: Tensor  # (n,), fp16 values as fp32
     states: Tensor | None = None  # (n/BAND, BAND · D) uint8
@@ -164,14 +164,10 @@ def _rows(w: Tensor, hessians: Tensor, side: Transform, damping: float, known: d
     for (first, last), part in zip(spans.tolist(), target.split((counts * BAND).tolist()), strict=True):
         key = id(hessians), first, last
         if key not in known:
-            turned = side.hessian(hessians[first : last + 1].float().mean(0))
-            known[key] = turned, Feedback.of(turned, damping)
-        made.append(Rows(part, *known[key], _fp16(part.square().mean(1).sqrt() * SPREAD)))
+            hessian = damped(side.hessian(hessians[first : last + 1].float().mean(0)), damping)
+            known[key] = hessian, Feedback.of(hessian)
+        made.append(Rows(part, *known[key], fp16(part.square().mean(1).sqrt() * SPREAD)))
     return made
-
-
-def _fp16(scale: Tensor) -> Tensor:
-    return scale.clamp(min=TINIEST).half().float()
 
 
 def _weight(w: Tensor, side: Transform, rows: list[Rows], table: nn.Parameter, step: int) -> QuantizedWeight:
@@ -233,7 +229,7 @@ def _encode(target: Tensor, feedback: Feedback, lut: Tensor, scale: Tensor, step
     """LDLQ over quads of inputs: one search each, from the state in which the last ended, a little beyond its end."""
     (N, D), C = target.shape, len(target) // BAND
     w, states = target.T.clone(), torch.empty(D // QUAD, PART, C, dtype=torch.uint8, device=target.device)
-    price = scale.square() / scale.square().mean() * (feedback.cost / feedback.cost.mean())[:, None]  # (D, N)
+    dear, own = feedback.cost[:, None] / feedback.cost.mean(), scale.square() / scale.square().mean()
     inner, final = (Viterbi(lut, step, PART + more, C) for more in (lookahead, 0))
     end = None
     for first in range(0, D, BLOCK):
@@ -241,7 +237,7 @@ def _encode(target: Tensor, feedback: Feedback, lut: Tensor, scale: Tensor, step
         errors = w.new_empty(last - first, N)
         for j in range(first, last, QUAD):
             now, viterbi = slice(j, j + 2 * QUAD), inner if j + QUAD < D else final
-            aim, cost = (_in_order(part)[: viterbi.T] for part in (w[now] / scale, price[now]))
+            aim, cost = (_in_order(part)[: viterbi.T] for part in (w[now] / scale, dear[now] * own))
             found = viterbi.paths(aim, cost, end)[:PART]
             end, states[j // QUAD] = found[-1], found
             chosen = lut[found].view(BAND, QUAD, C).permute(1, 2, 0).reshape(QUAD, N) * scale
@@ -258,10 +254,9 @@ def _in_order(columns: Tensor) -> Tensor:
 
 
 def fit(rows: Sequence[Rows], lut: Tensor, iterations: int = 8) -> Tensor:
-    """The table (S,) that lowers Σ tr(E H Eᵀ) for fixed states, rounded to fp16; updates the scales of `rows` too.
+    """The table (S,) that lowers Σ tr(E H Eᵀ) for the states of `rows`, rounded to fp16; updates their scales too.
 
-    The error is quadratic in the table: conjugate gradients from `lut`, by the diagonal. Then each scale has a closed
-    form, s = ⟨w, ŵ⟩_H / ⟨ŵ, ŵ⟩_H.
+    The error is quadratic in the table: conjugate gradients from `lut`, preconditioned by the diagonal.
     """
 
     def gather(values: list[Tensor]) -> Tensor:
@@ -285,12 +280,16 @@ def fit(rows: Sequence[Rows], lut: Tensor, iterations: int = 8) -> Tensor:
         lut, slope, before = lut + now / bend * ahead, slope - now / bend * curved, now
     lut = lut.half().float()
     for r in rows:
-        shape = r.coded(lut) / r.scale[:, None]
-        turned = shape @ r.hessian
-        own = (turned * shape).sum(1)
-        best = _fp16((turned * r.target).sum(1) / own)
-        r.scale = torch.where(own > 0, best, r.scale)
+        r.scale = _best_scale(r, lut)
     return lut
+
+
+def _best_scale(rows: Rows, lut: Tensor) -> Tensor:
+    """(n,): s = ⟨w, ŵ⟩_H / ⟨ŵ, ŵ⟩_H of each output, as fp16 holds it."""
+    shape = rows.coded(lut) / rows.scale[:, None]
+    turned = shape @ rows.hessian
+    energy = (turned * shape).sum(1)
+    return torch.where(energy > 0, fp16((turned * rows.target).sum(1) / energy), rows.scale)
 
 
 def _by_state(states: Tensor, values: Tensor, S: int) -> Tensor:

@@ -80,7 +80,7 @@ def degenerate() -> dict[str, tuple[Tensor, Tensor]]:
         "inputs that never move": (w, dead_inputs),
         "outputs of zeros": (dead_rows, h),
         "only zeros": (torch.zeros(32, 64), h),
-        "tiny weights": (w * 1e-4, h),
+        "tiny weights": (w * 1e-5, h),
         "large weights": (w * 1e3, h),
         "one row far larger": (w * torch.cat((torch.full((1, 1), 1e3), torch.ones(31, 1))), h),
         "large inputs": (w, h * 1e6),
@@ -122,7 +122,7 @@ def test_a_seed_decides_everything():
 
 def test_bands_encode_alone_as_together():
     w, h = gaussian(64, 64), hessian_of(64, 200)[0]
-    feedback, lut, scale = trellis.Feedback.of(h, 0.01), trellis.default_lut(8, 2), torch.ones(64)
+    feedback, lut, scale = trellis.Feedback.of(h), trellis.default_lut(8, 2), torch.ones(64)
     together = trellis.encode(w, feedback, lut, scale, 2)
     alone = trellis.encode(w[16:48], feedback, lut, scale[16:48], 2)
     same = (together[1:3] == alone).float().mean()
