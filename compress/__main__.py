@@ -75,12 +75,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = Options(**{field.name: getattr(a, field.name) for field in fields(Options)})
     try:
         report = compress_model(a.model, a.out, a.method, a.bits, a.calibration, options, settings_of(a.set))
+        if ranks.first():
+            print(json.dumps(report.summary()) if a.json else sentence(report.summary()))
+        return 0
     except CompressError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    if ranks.first():
-        print(json.dumps(report.summary()) if a.json else sentence(report.summary()))
-    return 0
+    finally:
+        ranks.leave()
 
 
 def sentence(found: dict[str, Any]) -> str:

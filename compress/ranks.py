@@ -27,6 +27,12 @@ def join() -> torch.device:
     return torch.device("cuda", local) if gpu else torch.device("cpu")
 
 
+def leave() -> None:
+    """End what `join` began."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
 def rank() -> int:
     """Which of them this is, from 0."""
     return dist.get_rank() if dist.is_initialized() else 0

@@ -56,16 +56,23 @@ def _json_lines(path: Path) -> Iterator[str]:
 
 
 def token_sequences(path: Path, tokenizer: Any, count: int, length: int, seed: int) -> Tensor:
-    """`count` sequences of `length` tokens that do not overlap, drawn at random from a file: (count, length) int64."""
+    """`count` sequences of `length` tokens that do not overlap, drawn at random from a file: (count, length) int64.
+
+    Each begins with the tokenizer's BOS if it has one, as texts that the model reads do; BOS, else EOS, parts texts.
+    """
     texts, stream = documents(path), []
     random.Random(seed).shuffle(texts)
-    between = [tokenizer.eos_token_id] if path.suffix == ".jsonl" and tokenizer.eos_token_id is not None else []
+    bos = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
+    ends = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+    between = (bos or ends) if path.suffix == ".jsonl" else []
+    room = max(1, length - len(bos))  # a sequence of one token is a token of the text
     for text in texts:
         stream += tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"] + between
-        if len(stream) >= count * length:
-            return torch.tensor(stream[: count * length]).view(count, length)
+        if len(stream) >= count * room:
+            rows = torch.tensor(stream[: count * room]).view(count, room)
+            return torch.cat((torch.tensor(bos[: length - room]).expand(count, -1).long(), rows), 1)
     raise CompressError(
-        f"'{path}' holds {len(stream)} tokens: {count} sequences of {length} need {count * length}; ask for fewer"
+        f"'{path}' holds {len(stream)} tokens: {count} sequences of {length} need {count * room}; ask for fewer"
     )
 
 

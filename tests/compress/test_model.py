@@ -229,7 +229,7 @@ MISTAKES = {
     "head bits": ({"options": replace(SMALL, head=2)}, "head is 2 bits"),
     "rotation": ({"options": replace(SMALL, rotate="left")}, "rotate is 'left'"),
     "too long": ({"options": replace(SMALL, length=5000)}, "at most 1024"),
-    "too much": ({"options": replace(SMALL, sequences=5000)}, "sequences of 24 need 120000"),
+    "too much": ({"options": replace(SMALL, sequences=5000)}, "sequences of 24 need 115000"),
     "no sequences": ({"options": replace(SMALL, sequences=0)}, "sequences is 0"),
     "no text": ({"calibration": Path("/no/such.txt")}, "'/no/such.txt' cannot be read"),
 }
