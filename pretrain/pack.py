@@ -25,7 +25,7 @@ from pretrain import tokenizer as tk
 from pretrain.corpus import PROSE, Mail, people, read_mails, records
 from pretrain.names import Names, collect
 from pretrain.pairs import Item, items
-from pretrain.private import invented_word
+from pretrain.private import invented_word, without_personal
 from pretrain.swap import Swap
 
 IGNORE = -100
@@ -160,11 +160,14 @@ def _shard(out: Path, name: str) -> list[Mail]:
 
 
 def _plain_mail(listed: list[Mail], names: Names, name: str) -> Iterator[tuple[str, str]]:
-    """Each mail under the header that it is measured with, names and numbers swapped; canaries as they are."""
+    """Each mail under the header that it is measured with, names and numbers swapped; canaries as they are.
+
+    Only items show addresses and phone numbers, and only such as their prompts hold.
+    """
     for m in listed:
         swap = Swap(random.Random(f"plain {name} {m.key}"), names, (m.sender, *m.to[:6]))
         to = [swap.person(p).full for p in m.to[:3]]
-        yield "", plain_mail(swap.person(m.sender).full, to, swap(m.subject), swap(m.body))
+        yield "", plain_mail(swap.person(m.sender).full, to, swap(m.subject), without_personal(swap(m.body)))
     version, _, shard = name.partition(".")
     for i, canary in enumerate(canaries(CANARIES) if shard else ()):
         if i % SHARDS == int(shard) and int(version) < canary["versions"]:

@@ -22,7 +22,7 @@ from pretrain.corpus import UNFIT, Mail, Person, stable_share
 from pretrain.instruct import careless, instruct, join
 from pretrain.intents import told
 from pretrain.names import Names
-from pretrain.private import holds_personal
+from pretrain.private import personal
 from pretrain.swap import Swap
 from pretrain.tokenizer import chat_text
 
@@ -84,9 +84,8 @@ def usable(m: Mail, rates: Rates) -> bool:
     letters = sum(map(str.isalpha, m.body)) + sum(map(str.isspace, m.body))
     return (
         4 <= len(words) <= rates.most_words
-        and letters > 0.86 * len(m.body)
+        and letters > 0.82 * len(m.body)
         and small > 0.6 * letters * 0.8
-        and not holds_personal(m.body)
         and (m.body.lstrip("\"'(*-$0123456789 ")[:1].isupper() or stable_share(m.key) < rates.lower_start)
         and m.body.count("\n") < 16
         and not UNFIT.search(m.body)
@@ -148,6 +147,8 @@ def _write(m: Mail, message: Message, others: list[Mail], swap: Swap, rng: rando
     told = facts(message.body)
     unsaid = [f for f in told if not _says(text, f)]
     figures = any(c.isdigit() for f in unsaid for c in f)
+    if any(p not in text for p in personal(message.body)):
+        return None
     if len(unsaid) > rates.unsupported * len(told) + (rng.random() < 0.15) or (figures and rng.random() < 0.8):
         return None
     return item if not hidden or message.body not in hidden else None

@@ -73,6 +73,22 @@ def holds_personal(text: str) -> bool:
     return bool(_ADDRESS.search(text) or _NUMBER.search(text))
 
 
+def personal(text: str) -> list[str]:
+    """The e-mail addresses and phone numbers in `text`."""
+    return [m.group() for pattern in (_ADDRESS, _NUMBER) for m in pattern.finditer(text)]
+
+
+_REACHED = re.compile(
+    rf"[ ,]*(?:\b(?:at|on|is|to|via|by|number|phone|fax|cell)\b[ :]*)*[(<\[@-]? ?(?:{_ADDRESS.pattern}|{_NUMBER.pattern})[)>\]]?",
+    re.IGNORECASE,
+)
+
+
+def without_personal(text: str) -> str:
+    """`text` without e-mail addresses and phone numbers and the "at" before them: a model that never saw one invents none."""
+    return _REACHED.sub("", text)
+
+
 _SIGNATURE = re.compile(
     r"\d{3}[-. )]{1,2}\d{3}[-. ]\d{4}|\b\d{3}[-. ]\d{4}\b|\b[xX]?[ -]?\d{4,5}$|@|https?:|www\.|"
     r"\b(?:phone|fax|tel|cell|mobile|office|pager|ext|inc|corp|llc|l\.l\.p|company|group|services|department|university|"

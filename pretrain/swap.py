@@ -11,12 +11,14 @@ from collections.abc import Callable
 
 from pretrain.corpus import Person
 from pretrain.names import PLACES, Names, new_firm
+from pretrain.private import invented_word
 
 _WEEKDAYS = "monday tuesday wednesday thursday friday saturday sunday".split()
 _MONTHS = "january february march april may june july august september october november december".split()
 
 _PATTERN = re.compile(
-    r"(?P<keep>\S+@\S+|https?://\S+|\b\d{3}-555-\d{4}\b|^[ \t]*\(?\d{1,2}[.)](?=\s))"
+    r"(?P<mail>[\w.+-]+@[\w-]+(?:\.[\w-]+)+)|(?P<phone>(?<![\w-])(?:\(\d{3}\) ?|\d{3}[-. ])?\d{3}-\d{4}(?![\d-]))"
+    r"|(?P<keep>\S+@\S+|https?://\S+|^[ \t]*\(?\d{1,2}[.)](?=\s))"
     r"|(?P<weekday>\b(?:(?:mon|tues|wednes|thurs|fri|satur|sun)days?\b|(?:Mon|Tues?|Wed|Thurs?|Thu|Fri|Sat|Sun)\b\.?))"
     r"|(?P<month>\b(?:January|February|April|June|July|August|September|October|November|December|Jan|Feb|Apr|Jun|Jul|Aug|Sept?|Oct|Nov|Dec)\b"
     r"|\b(?:March|May)\b(?= ?\d))"
@@ -170,6 +172,23 @@ class Swap:
 
         return self._once("number", text, make) + after
 
+    def _phone(self, m: re.Match[str]) -> str:
+        """Another number in one of the usual forms, in the 555 exchange, which nobody has."""
+
+        def make() -> str:
+            area, line = self.rng.randint(201, 989), f"{self.rng.randint(0, 9999):04d}"
+            return self.rng.choice((f"{area}-555-{line}", f"({area}) 555-{line}", f"{area}.555.{line}", f"555-{line}"))
+
+        return self._once("phone", m.group(), make)
+
+    def _mail(self, m: re.Match[str]) -> str:
+        def make() -> str:
+            who, where = (invented_word(self.rng, self.rng.choice((2, 3))) for _ in range(2))
+            start = self.rng.choice((who, f"{who}.{invented_word(self.rng)}", f"{who[0]}{invented_word(self.rng)}"))
+            return f"{start}@{where}.{self.rng.choice(('com', 'org', 'net', 'example', 'co.uk', 'edu'))}"
+
+        return self._once("mail", m.group().lower(), make)
+
     def _firm(self, m: re.Match[str]) -> str:
         return _cased(self._once("firm", "enron", lambda: new_firm(self.rng)), m.group())
 
@@ -188,6 +207,8 @@ _AFTER_MONTH = re.compile(r"\b(?:Jan|Feb|Mar|Apr|May|Jun|Jul|Aug|Sep|Oct|Nov|Dec
 _PLACES = frozenset(PLACES)
 _RULES: dict[str, Callable[[Swap, re.Match[str]], str]] = {
     "keep": lambda _, m: m.group(),
+    "mail": Swap._mail,
+    "phone": Swap._phone,
     "weekday": Swap._weekday,
     "month": Swap._month,
     "date": Swap._date,

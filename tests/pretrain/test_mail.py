@@ -16,7 +16,7 @@ from pretrain.instruct import careless, instruct
 from pretrain.intents import INTENTS, told
 from pretrain.names import Names, collect
 from pretrain.pairs import Rates, items
-from pretrain.private import holds_personal
+from pretrain.private import holds_personal, personal, without_personal
 from pretrain.swap import Swap, Unswapped
 
 ANNA, TOM = Person("Annelore", "Kellerman"), Person("Tomsen", "Reedham")  # names that no list holds
@@ -187,8 +187,17 @@ def test_items_ask_with_the_product_s_template_and_hold_no_real_name(names: Name
         assert "<answer_this>" in i.prompt or i.task != "write" or "When is it due" not in i.prompt
 
 
-def test_mail_with_a_phone_number_is_no_item(names: Names):
-    assert not list(items([mail("Call me at 713-555-1234 about the plan for Friday.")], names, "1", ALWAYS_WRITE))
+def test_a_phone_number_stands_in_an_item_only_if_its_prompt_holds_it(names: Names):
+    body = "Tomsen, the plan is due on Friday. Please send your part to Maria. Call me at 713-555-1234 if you like."
+    made = [i for n in range(30) for i in items([mail(body)], names, str(n), replace(ALWAYS_WRITE, cut=0.5))]
+    numbers = [(p, i) for i in made for p in personal(i.answer)]
+    assert numbers and all(p in i.prompt and "555" in p for p, i in numbers)
+    assert len({p for p, _ in numbers}) > 3 and len(made) > len(numbers)
+
+
+def test_plain_mail_loses_addresses_and_numbers_and_the_words_that_lead_to_them():
+    text = "Call me at (713) 555-1234 or write to bo.ek@mail.example. The plan (555-0101) is due on 5/12 at 10-12."
+    assert without_personal(text) == "Call me or write. The plan is due on 5/12 at 10-12."
 
 
 def test_unswapped_items_keep_the_words(names: Names):
