@@ -305,16 +305,15 @@ Piece = tuple[int, int, int]  # begin, size, how many of its tokens are no targe
 
 
 def _rows(phase: Phase, streams: dict[str, Iterator[Piece]], T: int) -> Iterator[list[Piece]]:
-    """The pieces of each row: always from the source that is furthest behind its share."""
+    """The pieces of each row, all of one source: the one that is furthest behind its share."""
     drawn = dict.fromkeys(phase.shares, 0.0)
-    waiting: dict[str, Piece | None] = dict.fromkeys(phase.shares)
+    waiting: dict[str, Piece] = {}
     for _ in range(phase.tokens // T):
+        source = min(drawn, key=lambda s: drawn[s] / phase.shares[s])
         row: list[Piece] = []
         room = T
         while room > 1:
-            source = min(drawn, key=lambda s: drawn[s] / phase.shares[s])
-            at, n, skip = piece = waiting[source] or next(streams[source])
-            waiting[source] = None
+            at, n, skip = piece = waiting.pop(source, None) or next(streams[source])
             if n - 1 > room and skip:  # an item is never cut: it opens the next row
                 waiting[source] = piece
                 break
@@ -323,7 +322,7 @@ def _rows(phase: Phase, streams: dict[str, Iterator[Piece]], T: int) -> Iterator
                 n = room + 1
             row.append((at, n, skip))
             room -= n - 1
-            drawn[source] += n - 1
+        drawn[source] += T - room
         yield row
 
 
@@ -333,8 +332,8 @@ def _pieces(t: Tokens, offset: int, T: int, rng: np.random.Generator) -> Iterato
     usable = np.flatnonzero((size > 1) & ~((t.prompt > 0) & (size > T)))
     assert len(usable), "a source without documents"
     while True:
-        for d in rng.permutation(usable):
-            yield int(t.start[d]) + offset, int(size[d]), int(t.prompt[d])
+        order = rng.permutation(usable)
+        yield from zip((t.start[order] + offset).tolist(), size[order].tolist(), t.prompt[order].tolist(), strict=True)
 
 
 def _shuffled_within(phases: Sequence[Phase], T: int, rng: np.random.Generator) -> NDArray[np.int64]:
