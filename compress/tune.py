@@ -175,6 +175,7 @@ class _Masters:
         self.buffers = [b for weight in self.layers for b in weight.buffers()]
         self.int8 = {d.codebooks for d in self._decoders() if isinstance(d, Additive) and d.int8}
         self.device = next(module.parameters()).device
+        self.mixed = self.device.type == "cuda" or any(p.element_size() == 2 for p in self.frozen)
 
     def _decoders(self) -> dict[nn.Module, None]:
         return dict.fromkeys(weight.decode for weight in self.layers)
@@ -273,7 +274,7 @@ class _Masters:
         return held
 
     def _autocast(self) -> torch.autocast:
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda")
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.mixed)
 
 
 def to_int8_grid(codebooks: Tensor) -> Tensor:

@@ -226,6 +226,16 @@ def test_norms_and_biases_learn_and_dense_matrices_do_not():
     assert all(p.grad is None for p in block.parameters())
 
 
+def test_a_block_in_bf16_is_tuned_in_fp32_and_given_back_in_bf16():
+    model = llama().bfloat16()
+    block = copy.deepcopy(model.model.layers[0])
+    replace_(block, "mlp.up_proj", QuantizedLinear(lut(block.mlp.up_proj.weight.data.float())))
+    report = tuned(model, block)
+    assert report.after < 0.95 * report.before
+    assert block.input_layernorm.weight.dtype == block.mlp.down_proj.weight.dtype == torch.bfloat16
+    assert error(model, block) == pytest.approx(report.after, rel=0.05)
+
+
 def test_the_best_epoch_is_kept_and_patience_ends_the_run():
     model = llama()
     block = compress_(copy.deepcopy(model.model.layers[0]), lut)
