@@ -3,7 +3,8 @@
 A state is a window of L bits over a stream, `step` = K of them new each time: next = state >> K | new << (L - K).
 The 2^K states that differ in their low bits alone have the same successors, so one minimum over them serves all.
 
-Letters: T steps, C chains, S = 2^L states, J = S / 2^K sets of states with the same successors.
+Letters: T steps, C chains, P = 2^K, S = 2^L states, J = S / P sets of states with the same successors. Costs lie by
+(low bits, set, chain): the state set << K | low is row low * J + set, so that a minimum runs over contiguous blocks.
 """
 
 from __future__ import annotations
@@ -20,13 +21,16 @@ class Viterbi:
 
     def __init__(self, lut: Tensor, step: int, T: int, C: int) -> None:
         """lut: (S,) fp32, the value of each state."""
-        S, K, J = len(lut), step, len(lut) >> step
+        S, P, J = len(lut), 1 << step, len(lut) >> step
         assert J >= 1, "a window holds at least the new bits"
         self.T, self.step, self.start, self.best = T, step, lut.new_zeros(J, C), lut.new_zeros(J, C)
-        self.terms = torch.stack((lut.square(), -2 * lut, torch.ones_like(lut)), 1).expand(T, S, 3)
+        by_row = lut.view(J, P).T.flatten()
+        self.terms = torch.stack((by_row.square(), -2 * by_row, torch.ones_like(lut)), 1).expand(T, S, 3)
         self.features, self.cost = lut.new_zeros(T, 3, C), lut.new_zeros(T, S, C)
-        self.entering = list(self.cost.view(T, 1 << K, J, C))  # by (new bits, what stays of the predecessor)
-        self.leaving = list(self.cost.view(T, J, 1 << K, C))  # by (what stays, bits that go)
+        self.leaving = list(self.cost.view(T, P, J, C))
+        both = min(P, J)  # the set before a state is state % J: its low bits, then low bits of its own set
+        self.entering = list(self.cost.view(T, P // both, both, both, J // both, C))
+        self.before = self.best.view(J // both, both, C).transpose(0, 1)[:, None]
         self._graph = _captured(self._run) if lut.is_cuda else None
 
     def paths(self, target: Tensor, weight: Tensor, start: Tensor | None = None) -> Tensor:
@@ -48,32 +52,34 @@ class Viterbi:
         torch.bmm(self.terms, self.features, out=self.cost)  # weight (target - lut)^2
         self.best.copy_(self.start)
         for entering, leaving in zip(self.entering, self.leaving, strict=True):
-            entering.add_(self.best)
-            torch.amin(leaving, 1, out=self.best)
+            entering.add_(self.before)
+            torch.amin(leaving, 0, out=self.best)
         return trace(self.cost, self.step) if self.cost.is_cuda else trace_small(self.cost, self.step)
 
 
 def trace(cost: Tensor, step: int) -> Tensor:
     """The states (T, C) int64 of the path that ends cheapest. cost: (T, S, C), of the cheapest path to each state."""
     T, S, C = cost.shape
-    leaving = cost.view(T, S >> step, 1 << step, C)
-    states = [cost[-1].argmin(0)]
+    P, J = 1 << step, S >> step
+    leaving, last = cost.view(T, P, J, C), cost[-1].argmin(0)
+    states = [last % J << step | last // J]
     for t in range(T - 2, -1, -1):
-        kept = states[-1] & (S >> step) - 1
-        gone = leaving[t].gather(0, kept.expand(1, 1 << step, C))[0].argmin(0)
-        states.append(torch.add(gone, kept, alpha=1 << step))
+        kept = states[-1] & J - 1
+        low = leaving[t].gather(1, kept.expand(P, 1, C))[:, 0].argmin(0)
+        states.append(torch.add(low, kept, alpha=P))
     return torch.stack(states[::-1])
 
 
 def trace_small(cost: Tensor, step: int) -> Tensor:
     """`trace` through numpy, whose calls on a few hundred numbers take a third of torch's time."""
     T, S, C = cost.shape
-    leaving, chain = cost.view(T, S >> step, 1 << step, C).numpy(), np.arange(C)
+    P, J = 1 << step, S >> step
+    leaving, chain, last = cost.view(T, P, J, C).numpy(), np.arange(C), cost[-1].numpy().argmin(0)
     states = np.empty((T, C), np.int64)
-    states[-1] = cost[-1].numpy().argmin(0)
+    states[-1] = last % J << step | last // J
     for t in range(T - 2, -1, -1):
-        kept = states[t + 1] & (S >> step) - 1
-        states[t] = kept << step | leaving[t][kept, :, chain].argmin(1)
+        kept = states[t + 1] & J - 1
+        states[t] = kept << step | leaving[t][:, kept, chain].argmin(0)
     return torch.from_numpy(states)
 
 

@@ -253,7 +253,7 @@ def _in_order(columns: Tensor) -> Tensor:
     return columns.unflatten(0, (-1, QUAD)).unflatten(2, (-1, BAND)).permute(0, 3, 1, 2).flatten(0, 2)
 
 
-def fit(rows: Sequence[Rows], lut: Tensor, iterations: int = 8) -> Tensor:
+def fit(rows: Sequence[Rows], lut: Tensor, iterations: int = 2) -> Tensor:
     """The table (S,) that lowers Σ tr(E H Eᵀ) for the states of `rows`, rounded to fp16; updates their scales too.
 
     The error is quadratic in the table: conjugate gradients from `lut`, preconditioned by the diagonal.
