@@ -28,7 +28,7 @@ from compress.weight import QuantizedWeight
 SLACK = 0.1  # bits a weight that codebooks may cost on top of the target; scales cost 16 bits a row in every shape
 POINTS = 64  # a codeword, from which codebooks are first learned ...
 ROUNDS = 10  # ... by so many rounds of k-means, and then by `Config.rounds` of rounding with feedback
-AT_ONCE = {"cpu": 2**18, "cuda": 2**27}  # candidates compared at a time: what fits a core's cache, or fills a GPU
+AT_ONCE = {"cpu": 2**19, "cuda": 2**27}  # candidates compared at a time: what fits a core's cache, or fills a GPU
 
 
 class Shape(NamedTuple):
