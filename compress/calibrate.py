@@ -185,7 +185,7 @@ class Statistics:
     """Hessians of linear layers: mean x xᵀ over all tokens, fp32, one tensor for layers that read the same input.
 
     guide: with it a layer's Hessian is (Q, D, D), token t of output group q weighted by guide[t, q] (GuidedQuant,
-    arXiv:2505.07004); a layer whose calls do not fit its guide (an expert that saw other tokens) goes without.
+    arXiv:2505.07004); calls that do not fit it (an expert that saw other tokens than it did then) weigh 1 a token.
     """
 
     def __init__(self, layers: Mapping[str, nn.Linear], guide: Guide | None = None) -> None:
@@ -226,10 +226,15 @@ class Statistics:
         flat = x.detach().reshape(-1, x.shape[-1]).float()  # (tokens, D)
         self.tokens[name] += len(flat)
         if name in self.guide:
-            for total, weight in zip(self._sum(name), self.guide[name][self._rows].to(flat).T, strict=True):
+            for total, weight in zip(self._sum(name), self._weights(name, flat).T, strict=True):
                 total.addmm_((flat * weight[:, None]).T, flat)
         elif leader == name:
             self._sum(name)[0].addmm_(flat.T, flat)
+
+    def _weights(self, name: str, flat: Tensor) -> Tensor:
+        """(tokens, Q): 1 where the tokens are not those of the guide, as for an expert."""
+        weights = self.guide[name][self._rows].to(flat)
+        return weights if len(weights) == len(flat) else flat.new_ones(len(flat), weights.shape[1])
 
     def _sum(self, name: str) -> Tensor:
         if name not in self.sums:
@@ -356,10 +361,12 @@ class _Squares:
 
     def finished(self) -> list[Guide]:
         """Each layer's weights over their mean in all processes."""
-        return [
-            {name: self._normal(w) for name, w in found.items() if self.calls[index, name] == self.tokens}
-            for index, found in enumerate(self.found)
-        ]
+        whole = [(i, name) for (i, name), tokens in self.calls.items() if tokens == self.tokens]
+        everywhere = set.intersection(*({(i, name) for i, name in each} for each in ranks.all_of(whole)))
+        made: list[Guide] = [{} for _ in self.blocks]
+        for index, name in sorted(everywhere):
+            made[index][name] = self._normal(self.found[index][name])
+        return made
 
     @staticmethod
     def _normal(weights: Tensor) -> Tensor:

@@ -97,18 +97,21 @@ def compress_model(
     """
     begun, out = time.perf_counter(), Path(out)
     recipe = recipe_for(method, bits, options.seed, options.eora, settings)
-    check_options(options, out)
     device = ranks.join()
+    check_options(options, out)
     torch.manual_seed(options.seed)
     source = find_model(source)
     model = load_model(source, torch.bfloat16 if device.type == "cuda" else torch.float32)
     prefix, blocks = find_blocks(model)
     check_weights(model, blocks)
+    check_space(out, model, blocks, bits, options)
     ids = calibration_ids(model, source, calibration, options, device)
     said = {"method": method, "bits": bits, "config": asdict(recipe.low), **asdict(options), "processes": ranks.world()}
     said |= {"mixed_with": asdict(recipe.high)} if recipe.high else {}
-    work = Unfinished(out, said | {"source": _identity(source), "text": sha256(ids.numpy().tobytes()).hexdigest()})
-    check_space(out, model, blocks, bits, options)
+    place = {"memory": 0}  # where hidden states lie changes nothing
+    work = Unfinished(
+        out, said | place | {"source": _identity(source), "text": sha256(ids.numpy().tobytes()).hexdigest()}
+    )
     compressor = _Compressor(model, prefix, blocks, recipe, options, work, device)
     layers = compressor.run(ids)
     return _finish(compressor, source, out, said, layers, begun)
@@ -235,8 +238,10 @@ class _Compressor:
             notes = notes if known else self._block(index, block, streams, guide[index] if guide else None)
             if not known and ranks.first():
                 self.work.save(index, block, notes | {"seconds": clock.since()})
-            with holding(block.to(self.device)):
-                streams.advance(index, block)
+            block.to(self.device)
+            if index + 1 < len(self.blocks):
+                with holding(block):
+                    streams.advance(index, block)
             block.cpu()
             found.append(notes)
             clock.tick(known, f"error {worst(notes):.4f}")
@@ -253,7 +258,8 @@ class _Compressor:
             rows = []
             for names in seen.groups():
                 layers = {name: block.get_submodule(name) for name in names}
-                seen = statistics(block, layers, streams.inputs, index, self.device, guide)
+                with holding(block):
+                    seen = statistics(block, layers, streams.inputs, index, self.device, guide)
                 rows += compress_layers_(block, seen, [names], self.recipe, prefix)
         return notes | {"layers": [asdict(row) for row in rows], "tuned": streams.tune_(index, block)}
 

@@ -272,6 +272,7 @@ def test_too_little_disk_is_said_before_work(tiny_base: Path, text: Path, tmp_pa
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1000))
     with pytest.raises(CompressError, match="GiB free"):
         compress_model(tiny_base, tmp_path / "out", "rtn", 4, text, SMALL)
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("tokens", [1, 2])
