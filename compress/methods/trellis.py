@@ -45,7 +45,7 @@ class Config:
     window: int = 8
     rounds: int = 1
     lookahead: int = 32
-    damping: float = 0.01
+    damping: float = 0.03  # 0.01 loses up to 1 % more on other text, 0.1 up to 3 % more on the calibration text
     seed: int = 0
 
     def __post_init__(self) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from torch import Tensor
@@ -35,12 +37,23 @@ def test_gaussian_weights_lose_what_the_window_promises(bits: int, window: int, 
     assert 4.0**-bits < relative_error(w, even, made) < most
 
 
+def bits_of(made: QuantizedWeight) -> float:
+    return 8 * sum(t.numel() * t.element_size() for t in made.state_dict().values()) / math.prod(made.shape)
+
+
 @pytest.mark.parametrize("bits", [2, 3])
-def test_real_layers_lose_less_than_by_gptq_with_more_bits(layers: list[tuple[str, Tensor, Tensor]], bits: int):
-    gptq = method("gptq")
-    for name, w, h in layers:
-        (ours,), (theirs,) = quantize([w], [h], Config(bits=bits)), gptq.quantize([w], [h], gptq.Config.for_bits(bits))
-        assert relative_error(w, h, ours) < 0.7 * relative_error(w, h, theirs), name
+@pytest.mark.parametrize(("rival", "part", "count"), [("gptq", 0.7, 5), ("aqlm", 0.95, 1)])
+def test_real_layers_lose_less_than_by_others_at_about_the_same_bits(
+    layers: list[tuple[str, Tensor, Tensor]], bits: int, rival: str, part: float, count: int
+):
+    other = method(rival)
+    for name, w, h in layers[:count]:
+        (ours,), (theirs,) = (
+            quantize([w], [h], Config(bits=bits)),
+            other.quantize([w], [h], other.Config.for_bits(bits)),
+        )
+        assert bits_of(ours) < 1.02 * bits_of(theirs), name
+        assert relative_error(w, h, ours) < part * relative_error(w, h, theirs), name
 
 
 @pytest.mark.parametrize(("window", "step"), [(6, 2), (7, 2), (8, 2), (7, 3), (8, 3), (6, 4), (7, 4), (8, 4)])
@@ -55,7 +68,7 @@ def test_streams_hold_the_windows_they_were_made_of(window: int, step: int):
 
 def test_what_is_encoded_is_what_is_decoded():
     w, h = gaussian(32, 64), hessian_of(64, 200)
-    rows = trellis._rows(w, h, trellis._transform(w, h, 0), 0.01, {})
+    rows = trellis._rows(w, h, trellis._transform(w, h, 0), Config().damping, {})
     lut = trellis.search(rows, 2, Config())
     (made,) = quantize([w], [h], Config())
     assert torch.equal(made.coded(), rows[0].coded(lut))
@@ -131,7 +144,7 @@ def test_bands_encode_alone_as_together():
 
 def test_fitting_lowers_the_error_of_given_states():
     w, h = gaussian(64, 64), hessian_of(64, 200)
-    rows = trellis._rows(w, h, trellis._transform(w, h, 0), 0.01, {})
+    rows = trellis._rows(w, h, trellis._transform(w, h, 0), Config().damping, {})
     lut = trellis.default_lut(8, 2)
     rows[0].states = trellis.encode(rows[0].target, rows[0].feedback, lut, rows[0].scale, 2)
     before = rows[0].error(lut)
