@@ -19,10 +19,11 @@ from torch import Tensor, nn
 
 from compress import ranks
 from compress.blocks import find_blocks, left_out, plain_linears, weights_in
-from compress.calibrate import Guide, Stream, advance_, capture, guides, statistics
+from compress.calibrate import Stream, advance_, capture, statistics
 from compress.checkpoint import bits_per_weight, load_model, save_model
 from compress.embeddings import EmbeddingConfig, compress_embeddings_, token_counts
 from compress.errors import CompressError
+from compress.guide import Guide, guides
 from compress.layers import LayerReport, Recipe, compress_layers_, recipe_for
 from compress.linear import QuantizedEmbedding, holding, working_dtype
 from compress.progress import Clock, peak_memory, say

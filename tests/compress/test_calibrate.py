@@ -10,8 +10,9 @@ from torch import nn
 from transformers import AutoModelForCausalLM, Gemma3TextConfig, LlamaConfig, MixtralConfig, Phi3Config, Qwen3Config
 
 from compress.blocks import find_blocks, left_out, plain_linears
-from compress.calibrate import Statistics, advance_, capture, guides, statistics
+from compress.calibrate import Statistics, advance_, capture, statistics
 from compress.errors import CompressError
+from compress.guide import guides
 
 CPU = torch.device("cpu")
 SIZES = {
