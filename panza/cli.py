@@ -286,7 +286,7 @@ def measure(
     from panza.measure import left_out, read_mails, table
     from panza.measure import measure as run
 
-    mails, malformed = read_mails(mail, config.as_written)
+    mails, malformed = read_mails(mail, config.cleaned)
     if malformed:
         err.print(left_out(malformed), soft_wrap=True, highlight=False)
     model = models.load(base, adapter, fetch=bool(base))

@@ -10,7 +10,7 @@ import math
 import random
 import re
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -18,7 +18,7 @@ from panza import prompt
 from panza.dataset import compose
 from panza.extract import extract
 from panza.facts import facts, kept
-from panza.mail.clean import Words, clean
+from panza.mail.clean import clean
 from panza.mail.header import addresses, human_name
 from panza.mail.quoted import quoted_message
 from panza.models import Completion, Sampling, TorchModel, complete_batch
@@ -40,7 +40,7 @@ class MeasureConfig:
     count: int = field(default=300, metadata={"help": "drafts, each from the instruction of one mail"})
     mails: int = field(default=0, metadata={"help": "at most this many mails for bits per byte; 0 for all"})
     seed: int = field(default=0, metadata={"help": "seed of the choice of mails"})
-    as_written: bool = field(default=False, metadata={"help": "texts as they stand in the file, uncleaned"})
+    cleaned: bool = field(default=False, metadata={"help": "bits of the texts as an import cleans them, not as they stand"})
 
     def __post_init__(self) -> None:
         for name, least in (("count", 1), ("mails", 0)):
@@ -117,11 +117,11 @@ def _share(hits: Sequence[bool]) -> float | None:
 # --- mails
 
 
-def read_mails(path: Path, as_written: bool = False) -> tuple[list[Message], list[int]]:
+def read_mails(path: Path, clean_texts: bool = False) -> tuple[list[Message], list[int]]:
     """The mails of a JSONL file (`from`, `to`, `subject`, `text`, `quoted`), and the numbers of the lines that are none.
 
-    as_written: texts are taken as they stand; else they are cleaned as an import cleans them (quotes and signatures cut,
-    hard wraps undone), and white space inside a line is one space. UserError if there is no such file or no mail in it.
+    Texts stand as they are in the file, but for white space around them; `cleaned` if clean_texts. UserError if there is
+    no such file or no mail in it.
     """
     mails, malformed = [], []
     try:
@@ -131,11 +131,19 @@ def read_mails(path: Path, as_written: bool = False) -> tuple[list[Message], lis
     for n, line in enumerate(lines, 1):
         if not line.strip():
             continue
-        mail = _mail(f"{path.name}:{n}", line, as_written)
-        mails.append(mail) if mail else malformed.append(n)
+        mail = _mail(f"{path.name}:{n}", line)
+        mail = cleaned(mail) if mail and clean_texts else mail
+        mails.append(mail) if mail and mail.body else malformed.append(n)
     if not mails:
         raise UserError(f"'{path}' holds no mail: each line is a JSON object with 'from', 'to', 'subject' and 'text'.")
     return mails, malformed
+
+
+def cleaned(mail: Message) -> Message:
+    """`mail` as an import cleans it: quotes and signature cut, hard wraps undone; white space inside a line is one space."""
+    words = clean(mail.body, mail.sender.name)
+    body = re.sub(r"(?m)^[ \t]+|[ \t]+$|(?<=[ \t])[ \t]+", "", words.own)
+    return replace(mail, body=body.strip(), quoted=mail.quoted or words.quoted)
 
 
 def left_out(lines: Sequence[int]) -> str:
@@ -147,7 +155,7 @@ def left_out(lines: Sequence[int]) -> str:
     )
 
 
-def _mail(key: str, line: bytes, as_written: bool) -> Message | None:
+def _mail(key: str, line: bytes) -> Message | None:
     """One line as a message; None if it is none."""
     try:
         r = json.loads(line)
@@ -162,15 +170,10 @@ def _mail(key: str, line: bytes, as_written: bool) -> Message | None:
     to = r.get("to")
     if not sender or not isinstance(to, str | list | None):
         return None
-    text = r.get("text") or ""
-    words = Words(text.strip(), "") if as_written else clean(text, sender[0].name)
-    body = words.own if as_written else re.sub(r"(?m)^[ \t]+|[ \t]+$|(?<=[ \t])[ \t]+", "", words.own)
-    if not body.strip():
-        return None
     listed = [p for field_ in (to if isinstance(to, list) else [to]) for p in _people(field_)]
     subject = " ".join((r.get("subject") or "").split())
-    quoted = r.get("quoted") or words.quoted
-    return Message(key, 0, sender[0], tuple(listed), (), subject, body, quoted)
+    text, quoted = ((r.get(k) or "").strip() for k in ("text", "quoted"))
+    return Message(key, 0, sender[0], tuple(listed), (), subject, text, quoted)
 
 
 def _people(header: Any) -> tuple[Address, ...]:
@@ -278,10 +281,11 @@ def requests(
 ) -> list[Asked]:
     """An instruction for each of `count` mails at random, and the prompt that drafting would make of it.
 
-    Instructions are drawn by rules, sentences and keywords in turn. A mail that quotes another one answers it.
+    Instructions are drawn from the cleaned texts by rules, sentences and keywords in turn. A mail that quotes another one
+    answers it.
     fits: whether a prompt leaves room for its answer.
     """
-    usable = [m for m in mails if len(m.body.split()) in ASKED_WORDS]
+    usable = [m for m in map(cleaned, mails) if len(m.body.split()) in ASKED_WORDS]
     styles = tuple(prompt.INSTRUCTION_STYLES)
     return [_asked(m, styles[i % len(styles)], fits) for i, m in enumerate(some(usable, count, seed))]
 

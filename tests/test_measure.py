@@ -48,13 +48,15 @@ def message(body: str, **other: object) -> Message:
 # --- the file
 
 
-def test_a_mail_is_read_as_an_import_would_keep_it(file: Callable[..., Path]) -> None:
+def test_a_mail_is_read_as_it_stands_or_as_an_import_would_keep_it(file: Callable[..., Path]) -> None:
     text = "See  you\n  on Friday. \n\n> when?\n"
-    (mail,), malformed = m.read_mails(file(MAIL | {"text": text, "to": "Tom Reed <t@example.com>, bo@example.com"}))
+    there = file(MAIL | {"text": text, "to": "Tom Reed <t@example.com>, bo@example.com"})
+    (mail,), malformed = m.read_mails(there, clean_texts=True)
     assert (mail.body, mail.subject, malformed) == ("See you\non Friday.", "Re: Plan", [])
     assert (mail.sender.label, [p.label for p in mail.to]) == ("Anna Lee", ["Tom Reed", "Bo"])
-    (mail,), _ = m.read_mails(file(MAIL | {"text": text}), as_written=True)
-    assert mail.body == text.strip()
+    (mail,), _ = m.read_mails(there)
+    assert mail.body == text.strip() and m.cleaned(mail).body == "See you\non Friday."
+    assert m.cleaned(mail).quoted == "when?"
 
 
 def test_lines_that_are_no_mails_are_named_and_the_others_read(file: Callable[..., Path]) -> None:
@@ -130,6 +132,13 @@ def test_instructions_are_sentences_and_keywords_and_always_the_same_ones() -> N
     assert first == m.requests(mails, 10) != m.requests(mails, 10, seed=1)
     assert len({a.instruction.startswith("Ask") for a in first}) == 2
     assert m.requests([message("ok"), message("word " * 151)], 10) == []
+
+
+def test_wraps_and_quotes_of_a_text_change_no_instruction() -> None:
+    body = "Can you send the report on the second quarter to Bill by Friday, with the numbers of May?"
+    wrapped = body.replace(" with", " \nwith").replace("Bill", " Bill") + "\n\n> when?\n"
+    (plain,), (asked,) = m.requests([message(body)], 1), m.requests([message(wrapped)], 1)
+    assert (asked.instruction, asked.mail) == (plain.instruction, plain.mail)
 
 
 def test_drafts_come_in_order_and_say_whether_they_ended(model: TorchModel) -> None:
