@@ -20,6 +20,7 @@ from panza.prompt import Chat
 from panza.types import UserError
 
 EMBEDDED = shipped("base")
+COMPRESSED = ("rows8.safetensors", "compressed.safetensors")  # files of the models that `compress` writes
 FIXED_DATE = "26 Jul 2024"  # for templates that would write today's: a prompt is the same in training and next month
 
 
@@ -83,9 +84,7 @@ def load_base(base: str = "", fetch: bool = False) -> tuple[Any, Any]:
         raise UserError(
             f"The model '{base}' has no fast tokenizer (tokenizer.json), which Panza needs to mask prompts."
         )
-    import torch
-
-    return net.to("cuda" if torch.cuda.is_available() else "cpu"), tokenizer
+    return net.to(_device()), tokenizer
 
 
 _LOAD_ERRORS = (OSError, ValueError, KeyError, ImportError, RuntimeError, AttributeError)
@@ -105,6 +104,12 @@ def _place(base: str) -> str:
     return base
 
 
+def _device() -> str:
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
 def _load(where: str, local: bool) -> tuple[Any, Any]:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -112,12 +117,25 @@ def _load(where: str, local: bool) -> tuple[Any, Any]:
 
     transformers_logging.disable_progress_bar() if local else transformers_logging.enable_progress_bar()
     tokenizer = AutoTokenizer.from_pretrained(where, local_files_only=local)
-    if (Path(where) / "rows8.safetensors").exists():  # asked before compress.rows8, which loads torch at import
-        from compress.rows8 import load_rows8
-
-        return load_rows8(Path(where)), tokenizer
     dtype = torch.bfloat16 if torch.cuda.is_available() else torch.float32
+    if any((Path(where) / name).exists() for name in COMPRESSED):  # asked before compress, which loads torch at import
+        return _load_compressed(Path(where), dtype), tokenizer
     return AutoModelForCausalLM.from_pretrained(where, dtype=dtype, local_files_only=local), tokenizer
+
+
+def _load_compressed(folder: Path, dtype: Any) -> Any:
+    """A model that `compress` wrote, its weights decoded once."""
+    from compress.checkpoint import load_model
+    from compress.errors import CompressError
+    from compress.linear import quantized_layers
+
+    try:
+        net = load_model(folder, dtype, _device())
+    except CompressError as error:
+        raise UserError(f"{error}.") from error
+    for layer in quantized_layers(net).values():
+        layer.hold(dtype)
+    return net
 
 
 def _no_model(where: str, base: str, error: Exception) -> UserError:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 
 from panza import models
 from panza.models import ChatTokenizer, Sampling, TorchModel, generate_batch
@@ -109,3 +110,26 @@ def test_a_broken_model_folder_is_a_sentence(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(UserError, match="could not be loaded"):
         models.load(str(tmp_path))
+
+
+def test_a_compressed_base_writes_and_learns_like_any_other(tiny_base: Path, tmp_path: Path) -> None:
+    from compress.checkpoint import save_model
+    from compress.linear import QuantizedLinear, quantized_layers
+    from compress.methods import rtn
+
+    net, _ = models.load_base(str(tiny_base))
+    for name, layer in [(n, m) for n, m in net.model.named_modules() if type(m).__name__ == "Linear"]:
+        weights, D = [layer.weight.detach().float()], layer.in_features
+        (weight,) = rtn.quantize(weights, [torch.eye(D)[None]], rtn.Config(bits=8))
+        owner, _, leaf = name.rpartition(".")
+        setattr(net.model.get_submodule(owner), leaf, QuantizedLinear(weight, layer.bias))
+    save_model(net, tiny_base, tmp_path / "small")
+    small = models.load(str(tmp_path / "small"))
+    assert quantized_layers(small.net), "the layers stay compressed"
+    ids = torch.tensor([small.encode(CHAT)])
+    found, wanted = small.net(ids).logits, net(ids).logits
+    assert (found - wanted).norm() < 0.01 * wanted.norm(), "what is not compressed lies in the file as fp16"
+    assert list(small.generate(CHAT, Sampling(max_tokens=4)))
+    (tmp_path / "small" / "compressed.safetensors").write_bytes(b"")
+    with pytest.raises(UserError, match="damaged"):
+        models.load_base(str(tmp_path / "small"))
