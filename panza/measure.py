@@ -40,7 +40,9 @@ class MeasureConfig:
     count: int = field(default=300, metadata={"help": "drafts, each from the instruction of one mail"})
     mails: int = field(default=0, metadata={"help": "at most this many mails for bits per byte; 0 for all"})
     seed: int = field(default=0, metadata={"help": "seed of the choice of mails"})
-    cleaned: bool = field(default=False, metadata={"help": "bits of the texts as an import cleans them, not as they stand"})
+    cleaned: bool = field(
+        default=False, metadata={"help": "bits of the texts as an import cleans them, not as they stand"}
+    )
 
     def __post_init__(self) -> None:
         for name, least in (("count", 1), ("mails", 0)):

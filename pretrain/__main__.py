@@ -191,7 +191,7 @@ VERBS: dict[str, tuple[Callable[[argparse.Namespace], None], Callable[[], list[A
             CORPORA,
             TOKENIZER,
             DATA,
-            (("--kinds",), {"default": "prose,mail,items"}),
+            (("--kinds",), {"default": "prose,mail,written,items"}),
             (("--versions",), {"default": "4", "help": "how many, or their numbers: 4-7"}),
             PROCESSES,
         ],

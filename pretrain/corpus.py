@@ -12,7 +12,7 @@ import lzma
 import random
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import astuple, dataclass, replace
 from multiprocessing import get_context
 from pathlib import Path
@@ -49,6 +49,7 @@ class Person:
 class Mail:
     """One cleaned mail of a corpus. `quoted` is the newest mail that stood under it, by `quoted_from`.
 
+    written: the words of `body` with the wraps, spaces and tabs of their author; "" if these are the body's.
     part: "train", "authors" (validation: an author never trained on) or "mails" (validation: a known author's mail).
     """
 
@@ -61,6 +62,12 @@ class Mail:
     quoted: str = ""
     quoted_from: str = ""
     part: str = "train"
+    written: str = ""
+
+    @property
+    def as_written(self) -> str:
+        """The text in its author's form."""
+        return self.written or self.body
 
 
 # Mass mail, broken transfer encodings, abuse.
@@ -111,15 +118,25 @@ _CONTROL = re.compile(r"(?m)^<Embedded (?:Picture|Image).*>$|[\x00-\x08\x0b-\x1f
 
 def clean(text: str, author: Person, rng: random.Random) -> str:
     """The author's words: no quotes, signature or personal data; hard wraps undone; marks of the template broken."""
-    return _private(own_words(_plain(text), author.full).own, rng)
+    return _private(drop_signature(own_words(_plain(text).expandtabs(4), author.full).own), rng)
 
 
 def _plain(text: str) -> str:
-    return _CONTROL.sub("", text.replace("\r\n", "\n").replace("\u0001", "'").replace("<|", "< |")).expandtabs(4)
+    return _CONTROL.sub("", text.replace("\r\n", "\n").replace("\u0001", "'").replace("<|", "< |"))
+
+
+def stretch(text: str, words: Sequence[str]) -> str:
+    """The part of `text` that has exactly these words, white space as it was; "" if they stand nowhere in a row."""
+    places = [m.span() for m in re.finditer(r"\S+", text)]
+    said = [text[a:b] for a, b in places]
+    for i in range(len(said) - len(words) + 1) if words else ():
+        if said[i] == words[0] and said[i : i + len(words)] == words:
+            return text[places[i][0] : places[i + len(words) - 1][1]]
+    return ""
 
 
 def _private(text: str, rng: random.Random) -> str:
-    text = re.sub(r"(?m)^ +(?=\S)", "", drop_signature(text))
+    text = re.sub(r"(?m)^ +(?=\S)", "", text)
     text = re.sub(r"(?<=\S) {2,}(?=\S)", " ", re.sub(r"\n{3,}", "\n\n", text))
     return invent(text, rng).strip()
 
@@ -127,22 +144,27 @@ def _private(text: str, rng: random.Random) -> str:
 def mail_of(r: dict[str, Any], key: str, seed: int = 0) -> Mail:
     """A record of a corpus as a clean mail; its body may be empty."""
     rng, sender = random.Random(f"{seed} {key}"), person(r.get("from") or "")
-    words = own_words(_plain(r["text"]), sender.full)
+    raw = _plain(r["text"])
+    words = own_words(raw.expandtabs(4), sender.full)
+    own = drop_signature(words.own)
     to, subject = addresses(r.get("to")), invent(" ".join((r.get("subject") or "").split()), rng)
-    quoted = _plain(r.get("quoted") or "") or words.quoted
+    quoted = _plain(r.get("quoted") or "").expandtabs(4) or words.quoted
     receiver = Address(to[0].full if to else "", "")
     parent = quoted_message(Message(key, 0, Address(sender.full, ""), (receiver,), (), subject, words.own, quoted))
     author = r.get("from") or ""
+    body = _private(own, random.Random(f"{key} body"))
+    written = invent(stretch(raw, own.split()), random.Random(f"{key} body"), wrapped=True)
     return Mail(
         key=key,
         author=author,
         sender=sender,
         to=to,
         subject=subject,
-        body=_private(words.own, rng),
-        quoted=_private(parent.body, rng) if parent else "",
+        body=body,
+        quoted=_private(drop_signature(parent.body), rng) if parent else "",
         quoted_from=person(parent.sender.name).full if parent and "@" not in parent.sender.name else "",
         part=part_of(key, author),
+        written=written if written != body else "",
     )
 
 
@@ -191,7 +213,7 @@ def quoted_mail(m: Mail) -> Mail | None:
     who = person(m.quoted_from)
     return replace(
         m, key=f"{m.key} quoted", author=who.full, sender=who, to=(m.sender,), subject=subject, body=m.quoted,
-        quoted="", quoted_from="",
+        quoted="", quoted_from="", written="",
     )  # fmt: skip
 
 
@@ -235,9 +257,10 @@ def _clean_chunk(job: tuple[str, tuple[int, list[dict[str, Any]]]]) -> list[Mail
 
 
 def sample(corpora: Path, data: Path, share: float, seed: int = 0) -> Iterator[str]:
-    """About `share` of the prose and six times as much of the mail: what the tokenizer is trained on."""
+    """About `share` of the prose and six times as much of the mail, in both forms: what the tokenizer is trained on."""
     rng = random.Random(seed)
-    yield from (m.body for m in read_mails(data) if m.part == "train" and rng.random() < 6 * share)
+    mails = (m for m in read_mails(data) if m.part == "train" and rng.random() < 6 * share)
+    yield from (m.as_written if rng.random() < 0.5 else m.body for m in mails)
     for name in PROSE:
         if (path := corpora / f"{name}.jsonl.xz").is_file():
             yield from (r["text"] for r in records(path) if rng.random() < share)

@@ -72,11 +72,12 @@ def score(asked: Sequence[Item], written: Sequence[tuple[str, bool]]) -> dict[st
 def report(net: LlamaForCausalLM, folder: Path, mails: Sequence[Mail], asked: Sequence[Item]) -> dict[str, Any]:
     """All measures of a network on mails kept aside and on items."""
     model = as_model(net, folder)
-    bits, scored = measure.bits_per_byte(model, [as_message(m) for m in mails])
+    bits, scored = measure.bits_per_byte(model, [as_message(m, "as_written") for m in mails])
     written = drafts(net, folder, [i.prompt for i in asked])
     return {
         "bits_per_byte": bits,
         "mails": scored,
+        "bits_per_byte_cleaned": measure.bits_per_byte(model, [as_message(m) for m in mails])[0],
         "bits_per_byte_instructed": instructed(model, asked),
         **score(asked, written),
     }
@@ -90,16 +91,22 @@ def instructed(model: TorchModel, asked: Sequence[Item]) -> float:
     return sum(b for b, _ in scored) / max(sum(n for _, n in scored), 1)
 
 
-def as_message(m: Mail) -> Message:
-    """A mail of a corpus as the product knows mails."""
+def as_message(m: Mail, form: str = "body") -> Message:
+    """A mail of a corpus as the product knows mails; its text is `form`: "body" or "as_written"."""
     sender, *to = (Address(p.full, "") for p in (m.sender, *m.to))
-    return Message(m.key, 0, sender, tuple(to), (), m.subject, m.body, m.quoted)
+    return Message(m.key, 0, sender, tuple(to), (), m.subject, getattr(m, form), m.quoted)
 
 
 def heldout(path: Path) -> list[Mail]:
     """The mails of a JSONL file as `panza measure` reads them."""
     found, _ = measure.read_mails(path)
-    return [Mail(m.id, m.sender.label, _person(m.sender), tuple(map(_person, m.to)), m.subject, m.body) for m in found]
+    return [
+        Mail(
+            m.id, m.sender.label, _person(m.sender), tuple(map(_person, m.to)), m.subject, measure.cleaned(m).body,
+            written=m.body,
+        )
+        for m in found
+    ]  # fmt: skip
 
 
 def heldout_items(mails: Sequence[Mail], count: int) -> list[Item]:

@@ -12,6 +12,7 @@ from array import array
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from itertools import islice
 from multiprocessing import get_context
 from pathlib import Path
@@ -96,9 +97,9 @@ CANARIES = 32
 def prepare(
     corpora: Path, tokenizer: Path, out: Path, kinds: Sequence[str], versions: Sequence[int], processes: int
 ) -> None:
-    """The token files of `kinds` ("prose", "mail", "items") in `out`, where MAILS lies; what is there is not made again.
+    """The token files of `kinds` ("prose" or a key of _MAIL_KINDS) in `out`, where MAILS lies; what is there is not made again.
 
-    versions: their numbers; in each one, every mail is swapped anew, as plain mail and as an item.
+    versions: their numbers; in each one, every mail is swapped anew, as plain mail, clean or as written, and as an item.
     """
     out.mkdir(parents=True, exist_ok=True)
     canaries = write_canaries(out)
@@ -159,15 +160,16 @@ def _shard(out: Path, name: str) -> list[Mail]:
     return [m for m in read_mails(out) if m.part == "train" and crc32(m.author.encode()) % SHARDS == shard]
 
 
-def _plain_mail(listed: list[Mail], names: Names, name: str) -> Iterator[tuple[str, str]]:
-    """Each mail under the header that it is measured with, names and numbers swapped; canaries as they are.
+def _plain_mail(form: str, listed: list[Mail], names: Names, name: str) -> Iterator[tuple[str, str]]:
+    """Each mail's `form` ("body", "as_written") under the header that it is measured with, names and numbers swapped.
 
-    Only items show addresses and phone numbers, and only such as their prompts hold.
+    Canaries as they are. Only items show addresses and phone numbers, and only such as their prompts hold.
     """
     for m in listed:
-        swap = Swap(random.Random(f"plain {name} {m.key}"), names, (m.sender, *m.to[:6]))
+        swap = Swap(random.Random(f"{form} {name} {m.key}"), names, (m.sender, *m.to[:6]))
         to = [swap.person(p).full for p in m.to[:3]]
-        yield "", plain_mail(swap.person(m.sender).full, to, swap(m.subject), without_personal(swap(m.body)))
+        text = without_personal(swap(getattr(m, form)))
+        yield "", plain_mail(swap.person(m.sender).full, to, swap(m.subject), text)
     version, _, shard = name.partition(".")
     for i, canary in enumerate(canaries(CANARIES) if shard else ()):
         if i % SHARDS == int(shard) and int(version) < canary["versions"]:
@@ -215,7 +217,9 @@ def write_sides(out: Path, most: int = 3000) -> None:
     trained = [m for m in read_mails(out) if m.part == "train" and m.author in authors]
     random.Random(0).shuffle(trained)
     for name, mails in (("unseen", unseen), ("trained", trained[:most])):
-        rows = ({"from": m.author, "to": [p.full for p in m.to], "subject": m.subject, "text": m.body} for m in mails)
+        rows = (
+            {"from": m.author, "to": [p.full for p in m.to], "subject": m.subject, "text": m.as_written} for m in mails
+        )
         (out / f"{name}.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows), encoding="utf-8")
 
 
@@ -233,7 +237,11 @@ def validation_items(out: Path, part: str = "authors") -> list[Item]:
     return list(items(read_kept(out, part), read_names(out), "validation"))
 
 
-_MAIL_KINDS = {"mail": _plain_mail, "items": _item_documents}
+_MAIL_KINDS = {
+    "mail": partial(_plain_mail, "body"),
+    "written": partial(_plain_mail, "as_written"),
+    "items": _item_documents,
+}
 
 
 # --- from token files to rows ---------------------------------------------------------------------------------------

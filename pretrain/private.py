@@ -42,15 +42,16 @@ def _street(m: re.Match[str], rng: random.Random) -> str:
 
 _ADDRESS = re.compile(r"[\w.+'-]+@[\w-]+(?:\.[\w-]+)+|\S+@\S+")
 _NUMBER = re.compile(
-    r"(?<![\w-])(?:\+?1[-. ]?)?(?:\(\d{3}\) ?|\d{3}[-./ ]{1,3})\d{3}[-. ]{1,2}\d{4}(?!\d)"
-    r"|(?<![\w-])\d{3}-\d{4}(?![\d-])|(?<!\w)\+\d{1,3}(?:[-. ()]{1,2}\d{2,4}){2,5}\b"
+    r"(?<!\d)(?<!\d[-.])(?:\+?1[-. ]?)?(?:\(\d{3}\) ?|\d{3}[-./ ]{1,3})\d{3}[-. ]{1,3}\d{4}(?!\d)"
+    r"|(?<![\w-])\d{3}-\d{4}(?![\d-])|(?<!\w)\+\d{1,3}(?:(?: ?\(0\) ?|[-. ()]{1,2})\d{2,4}){2,5}\b"
 )
 PERSONAL = (
     (_ADDRESS, _email),
     (re.compile(r"(?:https?://|www\.)\S{40,}"), _link),
     (re.compile(r"\b\d{3}-\d{2}-\d{4}\b|\b(?:\d[ -]?){13,16}\b"), _digits),
     (_NUMBER, _phone),
-    (re.compile(r"(?:\b(?:ext\.?|extension|x)|\bx[.-]) ?\d?[- ]?\d{4,5}\b", re.IGNORECASE), _digits),
+    (re.compile(r"(?:\b(?:ext\.?|extension|x)|\bx[.-]) ?\d?[- ]?\d{4,5}\b|\bat \d-\d{4}\b", re.IGNORECASE), _digits),
+    (re.compile(r"\bP\.? ?O\.? ?Box:? \d[\d-]*", re.IGNORECASE), _digits),
     (
         re.compile(
             r"\b\d{1,5} (?:[NSEW]\.? )?(?:[A-Z][a-z]+ ){1,3}"
@@ -61,11 +62,26 @@ PERSONAL = (
 )
 
 
-def invent(text: str, rng: random.Random) -> str:
-    """`text` with addresses, phone numbers, street addresses and card-like strings replaced by varied invented ones."""
+def invent(text: str, rng: random.Random, wrapped: bool = False) -> str:
+    """`text` with addresses, phone numbers, street addresses and card-like strings replaced by varied invented ones.
+
+    wrapped: lines end where they were full, so what goes on in the next line or after a second space is found too.
+    """
     for pattern, new in PERSONAL:
-        text = pattern.sub(lambda m, new=new: new(m, rng), text)
+        line, place = _one_line(text) if wrapped else (text, range(len(text)))
+        for m in reversed(list(pattern.finditer(line))):
+            text = text[: place[m.start()]] + new(m, rng) + text[place[m.end() - 1] + 1 :]
     return text
+
+
+def _one_line(text: str) -> tuple[str, list[int]]:
+    """`text` with one space for each run of white space, a newline for empty lines; and where each character stands."""
+    line, place = [], []
+    for m in re.finditer(r"\S+|\s+", text):
+        word = not m.group().isspace()
+        line.append(m.group() if word else "\n" if m.group().count("\n") > 1 else " ")
+        place.extend(range(*m.span()) if word else m.span()[:1])
+    return "".join(line), place
 
 
 def holds_personal(text: str) -> bool:

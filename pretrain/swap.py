@@ -9,6 +9,7 @@ import random
 import re
 from collections.abc import Callable
 
+from panza.mail.wrap import NARROWEST
 from pretrain.corpus import Person
 from pretrain.names import PLACES, Names, new_firm
 from pretrain.private import invented_word
@@ -79,7 +80,7 @@ class Swap:
         word = m.group()
         title, low = word.capitalize(), word.lower()
         shout = word.isupper() and len(word) > 1
-        follows = 0 <= m.start() - self.after_name <= 1
+        follows = self.after_name >= 0 and _follows(m.string, self.after_name, m.start())
         new = ""
         if low in self.people and (word[0].isupper() or len(low) > 3):
             new, self.after_name = self._first(low), m.end()
@@ -91,7 +92,7 @@ class Swap:
             follows
             and word[0].isupper()
             and len(word) > 2
-            and m.string[m.start() - 1] == " "
+            and m.string[m.start() - 1] in " \n"
             and self.names.may_follow(title)
         ):
             new = self._last(low)
@@ -219,6 +220,13 @@ _RULES: dict[str, Callable[[Swap, re.Match[str]], str]] = {
     "firm": Swap._firm,
     "word": Swap._word,
 }
+
+
+def _follows(text: str, end: int, start: int) -> bool:
+    """Whether the word at `start` goes on from what ends at `end`: no line ends between them, but by a wrap."""
+    gap = text[end:start]
+    wrapped = gap.strip(" ") == "\n" and end - text.rfind("\n", 0, end) > NARROWEST
+    return wrapped or (len(gap) < 2 and gap != "\n")
 
 
 def _names_a_thing(m: re.Match[str]) -> bool:

@@ -108,7 +108,7 @@ def measured(model: Any, data: Path, tokenizer: Path, out: Path, spec: Mapping[s
     net = m.as_model(to_hugging_face(model, *ends).to("cuda" if torch.cuda.is_available() else "cpu"), tokenizer)
     mails, kept_back = m.some(read_kept(data, "authors"), spec.get("mails", 1500)), read_kept(data, "mails")
     count, found = spec.get("drafts", 300), {}
-    found["bits_per_byte"] = bits(net, mails)
+    found["bits_per_byte"], found["bits_per_byte_cleaned"] = bits(net, mails), bits(net, mails, "body")
     authors = {k.author for k in kept_back}
     seen = [k for k in read_mails(data) if k.part == "train" and k.author in authors]
     found["seen_to_unseen"] = bits(net, m.some(seen, 1000)) / bits(net, m.some(kept_back, 1000))
@@ -127,12 +127,12 @@ def measured(model: Any, data: Path, tokenizer: Path, out: Path, spec: Mapping[s
     return {k: round(v, 4) if isinstance(v, float) else v for k, v in found.items()}
 
 
-def bits(net: Any, mails: Sequence[Any]) -> float:
-    """Bits for each byte of plain mails."""
+def bits(net: Any, mails: Sequence[Any], form: str = "as_written") -> float:
+    """Bits for each byte of plain mails, as their authors wrote them or clean ("body")."""
     from panza import measure as product
     from pretrain import measure as m
 
-    pairs = [(product.header(x), x.body) for x in map(m.as_message, mails)]
+    pairs = [(product.header(x), x.body) for x in (m.as_message(k, form) for k in mails)]
     told = product.text_bits(net, pairs, batch_tokens=20_000)
     scored = [(b, len(text.encode())) for b, (_, text) in zip(told, pairs, strict=True) if b is not None]
     return sum(b for b, _ in scored) / max(sum(n for _, n in scored), 1)

@@ -50,6 +50,7 @@ class TrainConfig:
     kurtosis: float = 0.0
     bits: int = 0  # quantisation-aware in the last steps: the width the matrices are rounded to
     rounded: float = 0.1  # share of the steps that `bits` holds for
+    written: float = 0.6  # share of the plain mail that is as its author wrote it, wraps and double spaces included
     average: float = 0.0  # decay of the running average of the weights, e.g. 0.99; 0: the last weights are the model
     taught: float = 0.5  # share of the loss that teachers take, if there are any
     seed: int = 1
@@ -59,7 +60,9 @@ class TrainConfig:
     compile: int = 1  # on a GPU
 
 
-# Sources are token files; shares are of the tokens seen. Each recipe is phases: (share of the run, sources).
+# Sources are token files; shares are of the tokens seen. Each recipe is phases: (share of the run, sources). CLEAN_MAIL
+# stands for all plain mail: `phases_of` divides it.
+CLEAN_MAIL, WRITTEN_MAIL = "mail-[0-9]*", "written-[0-9]*"
 _PLATEAU = {"prose-wiki_*": 0.52, "mail-[0-9]*": 0.26, "prose-textbooks*": 0.05, "prose-workplace*": 0.04, "prose-dialogues*": 0.05, "prose-novels*": 0.08}  # fmt: skip
 _ANNEAL = {"prose-wiki_*": 0.20, "mail-[0-9]*": 0.58, "prose-textbooks*": 0.04, "prose-workplace*": 0.05, "prose-dialogues*": 0.07, "prose-novels*": 0.06}  # fmt: skip
 _EARLY_ITEMS = {"prose-wiki_*": 0.16, "mail-[0-9]*": 0.42, "items-[0-9]*": 0.26, "prose-textbooks*": 0.03, "prose-workplace*": 0.03, "prose-dialogues*": 0.05, "prose-novels*": 0.05}  # fmt: skip
@@ -78,6 +81,16 @@ DEFAULTS = {
         weight_decay=0.05, validate_every=200,
     ),
 }  # fmt: skip
+
+
+def phases_of(c: TrainConfig) -> list[Phase]:
+    """The recipe's phases, plain mail divided between its two forms."""
+    phases = []
+    for part, shares in RECIPES[c.recipe]:
+        mail = shares[CLEAN_MAIL]
+        divided = {**shares, CLEAN_MAIL: mail * (1 - c.written), WRITTEN_MAIL: mail * c.written}
+        phases.append(Phase(int(part * c.tokens), {name: share for name, share in divided.items() if share}))
+    return phases
 
 
 @dataclass(frozen=True)
@@ -124,7 +137,7 @@ def train(
     """
     c, us, began = config, crew(), time.monotonic()
     out.mkdir(parents=True, exist_ok=True)
-    phases = [Phase(int(share * c.tokens), dict(shares)) for share, shares in RECIPES[c.recipe]]
+    phases = phases_of(c)
     rows = plan(data, phases, c.T, c.seed)
     model = Llama(shape).init_(torch.Generator().manual_seed(c.seed))
     if start:
@@ -362,7 +375,7 @@ def validation(data: Path, most: int = 1500) -> dict[str, Tokens]:
     """Mails and items kept aside, a fixed sample of each."""
     return {
         f"bits_per_byte_{kind}": _some(data / f"{kind}-validation.npz", most)
-        for kind in ("mail", "items")
+        for kind in ("written", "mail", "items")
         if (data / f"{kind}-validation.npz").is_file()
     }
 

@@ -16,7 +16,7 @@ from pretrain.instruct import careless, instruct
 from pretrain.intents import INTENTS, told
 from pretrain.names import Names, collect
 from pretrain.pairs import Rates, items
-from pretrain.private import holds_personal, personal, without_personal
+from pretrain.private import holds_personal, invent, personal, without_personal
 from pretrain.swap import Swap, Unswapped
 
 ANNA, TOM = Person("Annelore", "Kellerman"), Person("Tomsen", "Reedham")  # names that no list holds
@@ -117,6 +117,48 @@ def test_the_newest_quoted_mail_is_found_and_becomes_a_mail_of_its_own():
         m.quoted,
     )
     assert quoted_mail(replace(m, part="authors")) is None
+
+
+def test_a_mail_as_written_has_the_words_of_the_clean_one_and_its_author_s_white_space():
+    text = (
+        "Tom,\n\n\tI will send you the numbers for the second quarter as soon as the auditors \nare done with them.  "
+        "See you  on Friday. \n \nAnna\n-----Original Message-----\nFrom: Bo\nhello there"
+    )
+    m = mail_of(record(text=text), "k")
+    assert m.as_written == text.split("\n-----")[0]
+    assert m.body.split() == m.as_written.split() and "auditors are done with them. See you on" in m.body
+    assert mail_of(record(text="On Friday."), "k").written == ""
+
+
+def test_where_the_author_s_words_stand_apart_the_clean_text_stands_for_both():
+    text = "The plan  is attached.\n<<File: plan.doc>>\nPlease read it  by Friday."
+    m = mail_of(record(text=text), "k")
+    assert m.as_written == m.body and "attached.\nPlease read it by" in m.body
+
+
+def test_personal_data_of_a_mail_as_written_is_found_across_wraps_and_second_spaces():
+    text = "You can call me at 713 \n853-1234, or visit us at 1400  Smith \n\tStreet, or mail\nbo.ek@enron.com  at once. It is fine."
+    new = mail_of(record(text=f"{text}\n\nAnna Keller\nManager\nFirm Inc.\n(713) 853-9999"), "k").as_written
+    for real in ("853", "1400", "Smith", "bo.ek", "Manager", "9999"):
+        assert real not in new
+    assert "  at once." in new and "mail\n" in new and len(personal(new)) == 2
+
+
+def test_a_last_name_after_a_wrap_is_swapped_and_a_first_name_on_a_line_of_its_own_stays_one(names: Names):
+    text = "the people who have to come on Friday are as I said Julia \nKellerman and her brother.\nThanks, Julia\nNick"
+    swap = Swap(random.Random(3), names)
+    new = swap(text)
+    julia, nick = swap.person(Person("Julia", "")).first, swap.person(Person("Nick", "")).first
+    assert not re.search("Julia|Nick|Kellerman", new) and new.endswith(f"Thanks, {julia}\n{nick}")
+    assert f"said {julia} \n" in new
+
+
+@pytest.mark.parametrize(
+    "real",
+    ["at713-853-5587", "Firm-800.922.2104", "(403) 216 - 2983", "+44 (0)20-7320-8681", "at 5-3614", "P.O. Box 1188"],
+)
+def test_odd_numbers_are_replaced_too(real: str):
+    assert real not in invent(f"You find me {real} all day.", random.Random(0))
 
 
 def test_repeats_are_known_by_their_words():

@@ -24,7 +24,7 @@ from pretrain.measure import by_hand, drafts, score
 from pretrain.model import Shape
 from pretrain.pack import Phase, plan, read_tokens
 from pretrain.sweep import results
-from pretrain.train import LAST, RECIPES, TrainConfig, load_model, train
+from pretrain.train import LAST, RECIPES, TrainConfig, load_model, phases_of, train
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -60,7 +60,7 @@ def _mail(n: int) -> dict[str, object]:
         rng.choice(ASIDES),
     ]
     rng.shuffle(said)
-    text = f"{first},\n\n{' '.join(said)}\n\nThanks,\n{me}"
+    text = f"{first},\n\n{'  '.join(said)}\n\nThanks,\n{me}"
     quoted = (
         f"From: {first} Ford\nTo: {me}\nSubject: {a}\n\nWhen is the {a} of the {b} with the {d}, and who has the {c}?"
     )
@@ -110,6 +110,25 @@ def test_rows_hold_whole_items_and_only_their_answers_are_targets(room: Path):
     assert (y[docs < 0] == -100).all()
 
 
+@pytest.mark.parametrize(("written", "sources"), [(0.0, {"mail"}), (0.3, {"mail", "written"}), (1.0, {"written"})])
+def test_plain_mail_is_divided_between_its_forms(written: float, sources: set[str]):
+    whole = phases_of(TrainConfig(written=0.0))[0].shares["mail-[0-9]*"]
+    shares = phases_of(TrainConfig(written=written))[0].shares
+    forms = {name: share for name, share in shares.items() if name.split("-")[0] in ("mail", "written")}
+    assert {name.split("-")[0] for name in forms} == sources and sum(shares.values()) == pytest.approx(1)
+    assert forms.get("written-[0-9]*", 0) == pytest.approx(written * whole)
+
+
+def test_mail_as_written_keeps_its_spaces_and_items_have_none(room: Path):
+    tokenizer = tk.load(room / "base")
+    texts = {}
+    for kind in ("mail", "written", "items"):
+        tokens = read_tokens(sorted((room / "data").glob(f"{kind}-*.npz")))
+        texts[kind] = tokenizer.decode(tokens.ids.tolist(), skip_special_tokens=False)
+    assert texts["written"].count(".  ") > 100
+    assert ".  " not in texts["mail"] + texts["items"]
+
+
 def test_a_text_is_read_once_before_it_is_read_again(room: Path):
     tokens = read_tokens(sorted((room / "data").glob("prose-wiki_a.*.npz")))
     p = plan(room / "data", [Phase(len(tokens.ids), {"prose-wiki_a*": 1.0})], 64, 3)
@@ -130,7 +149,7 @@ def test_a_killed_run_ends_as_one_that_was_not(room: Path, tmp_path: Path, extra
 
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_every_recipe_finds_its_sources(room: Path, recipe: str):
-    phases = [Phase(int(6000 * share), shares) for share, shares in RECIPES[recipe]]
+    phases = phases_of(TrainConfig(recipe=recipe, tokens=6000))
     assert sum(share for share, _ in RECIPES[recipe]) == pytest.approx(1)
     assert len(plan(room / "data", phases, 256, 0)) >= 20
 
@@ -196,7 +215,11 @@ def test_a_sweep_measures_every_configuration_once(room: Path, tmp_path: Path):
     found = results(tmp_path / "out")
     assert sorted(line["name"] for line in found) == ["dropped", "plain"]
     for line in found:
-        assert line["bits_per_byte"] > 0 and 0 <= line["ended"] <= 1 and line["seen_to_unseen"] > 0
+        assert (
+            line["bits_per_byte"] != line["bits_per_byte_cleaned"] > 0
+            and 0 <= line["ended"] <= 1
+            and line["seen_to_unseen"] > 0
+        )
         assert (tmp_path / "out" / line["name"] / "model.pt").is_file()
 
 
@@ -206,14 +229,15 @@ def test_the_two_sides_share_authors_and_no_mail(room: Path):
     )
     assert {r["from"] for r in trained} <= {r["from"] for r in unseen}
     assert not {r["text"] for r in trained} & {r["text"] for r in unseen}
-    kept = {m.body for m in read_mails(room / "data") if m.part == "mails"}
+    kept = {m.as_written for m in read_mails(room / "data") if m.part == "mails"}
     assert kept == {r["text"] for r in unseen}
 
 
-def test_canaries_stand_in_as_many_versions_as_they_say(room: Path):
+@pytest.mark.parametrize("kind", ["mail", "written"])
+def test_canaries_stand_in_as_many_versions_as_they_say(room: Path, kind: str):
     told = [json.loads(x) for x in (room / "data" / "canaries.jsonl").read_text().splitlines()]
     tokenizer = tk.load(room / "base")
-    tokens = read_tokens(sorted((room / "data").glob("mail-0.*.npz")))
+    tokens = read_tokens(sorted((room / "data").glob(f"{kind}-0.*.npz")))
     text = tokenizer.decode(tokens.ids.tolist(), skip_special_tokens=False)
     assert {c["versions"] for c in told} == {1, 2, 4, 8}
     for c in told:
