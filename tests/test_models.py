@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from panza import models
+from panza.adapters import attach_lora
 from panza.models import ChatTokenizer, Sampling, TorchModel, generate_batch
 from panza.types import UserError
 
@@ -130,6 +131,10 @@ def test_a_compressed_base_writes_and_learns_like_any_other(tiny_base: Path, tmp
     found, wanted = small.net(ids).logits, net(ids).logits
     assert (found - wanted).norm() < 0.01 * wanted.norm(), "what is not compressed lies in the file as fp16"
     assert list(small.generate(CHAT, Sampling(max_tokens=4)))
+    learner = attach_lora(small.net, rank=2, alpha=4, dropout=0.0)
+    learner(ids, labels=ids).loss.backward()
+    gradients = [p.grad for n, p in learner.named_parameters() if "lora_B" in n]
+    assert len(gradients) == len(quantized_layers(small.net)) and all(g.abs().sum() > 0 for g in gradients)
     (tmp_path / "small" / "compressed.safetensors").write_bytes(b"")
     with pytest.raises(UserError, match="damaged"):
         models.load_base(str(tmp_path / "small"))
