@@ -20,6 +20,7 @@ HELP = {
     "seed": "of all that is drawn",
     "guided": "output groups with Hessians weighted by the loss's gradients (0: plain)",
     "tune": "epochs of tuning each block against the uncompressed one (0: none)",
+    "finetune": "then epochs of tuning the whole model to the uncompressed one's logits (0: none)",
     "eora": "rank of a low-rank repair (0: none)",
     "sequential": "calibrate each layer behind the compressed ones before it in its block: slower",
     "rotate": "QuaRot first: no, heads (values), or full (the hidden space too)",

@@ -10,6 +10,7 @@ import shutil
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,7 @@ from compress.linear import QuantizedEmbedding, holding, working_dtype
 from compress.progress import Clock, peak_memory, say
 from compress.rotate import rotate_
 from compress.text import load_tokenizer, own_samples, token_sequences
-from compress.tune import TuneConfig, tune_block
+from compress.tune import TuneConfig, TuneReport, tune_block, tune_model
 from compress.unfinished import Unfinished
 
 REPORT = "report.json"
@@ -51,6 +52,7 @@ class Options:
     seed: int = 0
     guided: int = 0  # output groups that each have a Hessian weighted by the loss's gradients (GuidedQuant); 0: plain
     tune: int = 0  # at most so many epochs of tuning a block against the uncompressed one; 0: none
+    finetune: int = 0  # then at most so many epochs of tuning the whole model to the uncompressed one's logits; 0: none
     eora: int = 0  # rank of a low-rank repair; 0: none
     sequential: bool = False  # Hessians of a layer with those before it in the block compressed already: slower
     rotate: str = "no"  # QuaRot first: "heads" turns values, "full" the hidden space too (and unties tied embeddings)
@@ -58,6 +60,11 @@ class Options:
     head: int = 8  # bits of the output head, 4 to 8; 0 leaves it at 16
     memory: float = 4.0  # GiB of hidden states in memory; beyond, they lie in files beside the output
     batch: int = 4096  # tokens that run through a block at once
+
+    @property
+    def tunes(self) -> bool:
+        """Whether anything needs held-out sequences."""
+        return bool(self.tune or self.finetune)
 
 
 @dataclass(frozen=True)
@@ -72,6 +79,7 @@ class Report:
     peak_gpu_bytes: int
     layers: list[LayerReport]
     tuned: list[dict[str, Any]]
+    finetuned: dict[str, Any] | None
     left_out: dict[str, int]
     out: str
 
@@ -109,13 +117,14 @@ def compress_model(
     ids = calibration_ids(model, source, calibration, options, device)
     said = {"method": method, "bits": bits, "config": asdict(recipe.low), **asdict(options), "processes": ranks.world()}
     said |= {"mixed_with": asdict(recipe.high)} if recipe.high else {}
-    place = {"memory": 0}  # where hidden states lie changes nothing
+    apart = {"memory": 0, "finetune": 0}  # no block depends on where hidden states lie, or on what follows the blocks
     work = Unfinished(
-        out, said | place | {"source": _identity(source), "text": sha256(ids.numpy().tobytes()).hexdigest()}
+        out, said | apart | {"source": _identity(source), "text": sha256(ids.numpy().tobytes()).hexdigest()}
     )
     compressor = _Compressor(model, prefix, blocks, recipe, options, work, device)
     layers = compressor.run(ids)
-    return _finish(compressor, source, out, said, layers, begun)
+    finetuned = compressor.finetune_(source, ids) if options.finetune else None
+    return _finish(compressor, source, out, said, layers, finetuned, begun)
 
 
 def check_options(options: Options, out: Path) -> None:
@@ -123,17 +132,13 @@ def check_options(options: Options, out: Path) -> None:
     for name, least in {
         "sequences": ranks.world(),
         "length": 1,
-        "held_out": 1 if options.tune else 0,
+        "held_out": 1 if options.tunes else 0,
         "batch": 1,
     }.items():
         if getattr(options, name) < least:
             raise CompressError(f"{name} is {getattr(options, name)}: give {least} or more")
     if options.rotate not in ROTATIONS:
         raise CompressError(f"rotate is '{options.rotate}': choose one of {', '.join(ROTATIONS)}")
-    if options.tune and options.sequences % ranks.world():
-        raise CompressError(
-            f"sequences is {options.sequences}: tuning needs as many for each of {ranks.world()} processes"
-        )
     for name in ("embeddings", "head"):
         if getattr(options, name) not in (0, 4, 5, 6, 7, 8):
             raise CompressError(f"{name} is {getattr(options, name)} bits: choose 4 to 8, or 0 to leave it at 16")
@@ -194,7 +199,7 @@ def calibration_ids(
     longest = getattr(model.config.get_text_config(), "max_position_embeddings", options.length)
     if options.length > longest:
         raise CompressError(f"length is {options.length} tokens: this model reads at most {longest}")
-    count = options.sequences + (options.held_out if options.tune else 0)
+    count = options.sequences + (options.held_out if options.tunes else 0)
     if text is not None:
         return token_sequences(Path(text), load_tokenizer(source), count, options.length, options.seed)
     model.to(device)
@@ -296,6 +301,22 @@ class _Compressor:
         self.model.cpu()
         return made
 
+    def finetune_(self, source: Path, ids: Tensor) -> TuneReport:
+        """Fit the compressed model to the predictions of the one in `source`; both lie on the device meanwhile."""
+        count = self.options.sequences
+        say(f"tuning the whole model on {count} sequences, at most {self.options.finetune} epochs")
+        teacher = load_model(source, working_dtype(self.model), str(self.device))
+        self.model.to(self.device)
+        parts = ranks.share(ids[:count]).split(self.batch), ids[count:].split(self.batch)
+        report = tune_model(self.model, partial(teacher, use_cache=False), *parts, self.tuning(self.options.finetune))
+        self.model.cpu()
+        say(f"KL {report.before:.4f} before, {report.after:.4f} after epoch {report.epoch}")
+        return report
+
+    def tuning(self, epochs: int) -> TuneConfig:
+        """Steps of about four sequences."""
+        return TuneConfig(epochs=epochs, batch=max(1, 4 // self.batch), seed=self.options.seed)
+
     @property
     def batch(self) -> int:
         """Sequences that run at once."""
@@ -348,12 +369,9 @@ class _Streams:
         """Fit the compressed block to the ideal outputs; what that brought, None without tuning."""
         if self.ideal is None:
             return None
-        options = self.run.options
-        config = TuneConfig(epochs=options.tune, batch=max(1, 4 // self.run.batch), seed=options.seed)
         validation = self.held_out.calls_of(index), self.held_out_ideal.parts()
-        with ranks.averaged_steps():
-            report = tune_block(block, self.inputs.calls_of(index), self.ideal.parts(), validation, config)
-        return asdict(report)
+        config = self.run.tuning(self.run.options.tune)
+        return asdict(tune_block(block, self.inputs.calls_of(index), self.ideal.parts(), validation, config))
 
 
 def worst(notes: dict[str, Any]) -> float:
@@ -362,7 +380,13 @@ def worst(notes: dict[str, Any]) -> float:
 
 
 def _finish(
-    done: _Compressor, source: Path, out: Path, said: dict[str, Any], notes: list[dict[str, Any]], begun: float
+    done: _Compressor,
+    source: Path,
+    out: Path,
+    said: dict[str, Any],
+    notes: list[dict[str, Any]],
+    finetuned: TuneReport | None,
+    begun: float,
 ) -> Report:
     if ranks.first():
         save_model(done.model, source, out, said)
@@ -376,6 +400,7 @@ def _finish(
         peak_gpu_bytes=torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 0,
         layers=[LayerReport(**row) for n in notes for row in n["layers"]],
         tuned=[n["tuned"] for n in notes if n["tuned"]],
+        finetuned=asdict(finetuned) if finetuned else None,
         left_out={name: count for n in notes for name, count in n["left_out"].items()},
         out=str(out),
     )

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch import distributed as dist
-from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from compress.checkpoint import share_, unshared
 from compress.weight import QuantizedWeight
@@ -91,24 +89,6 @@ def send_weights(weights: Sequence[QuantizedWeight] | None, owner: int, device: 
         dist.broadcast(raw.view(torch.uint8) if raw.dim() else raw, owner)
         made.state_dict()[name].copy_(raw)
     return list(made)
-
-
-@contextlib.contextmanager
-def averaged_steps() -> Iterator[None]:
-    """Inside, every optimiser's step takes the mean gradient of all processes."""
-
-    def average(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
-        for p in (p for group in optimizer.param_groups for p in group["params"]):
-            p.grad = torch.zeros_like(p) if p.grad is None else p.grad
-            dist.all_reduce(p.grad)
-            p.grad /= world()
-
-    hook = register_optimizer_step_pre_hook(average) if world() > 1 else None
-    try:
-        yield
-    finally:
-        if hook is not None:
-            hook.remove()
 
 
 def _from(owner: int, value: Any) -> Any:

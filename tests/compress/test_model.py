@@ -23,6 +23,7 @@ from compress.errors import CompressError
 from compress.linear import quantized_layers
 from compress.model import Options, compress_model
 from compress.progress import duration
+from compress.text import load_tokenizer, token_sequences
 
 ROOT = Path(__file__).parents[2]
 SMALL = Options(sequences=6, length=24, held_out=2, batch=48)
@@ -95,6 +96,7 @@ EXTRAS = {
     "rotated heads": {"rotate": "heads"},
     "rotated": {"rotate": "full"},
     "tuned": {"tune": 2},
+    "tuned whole": {"finetune": 2},
     "sequential": {"sequential": True, "guided": 2},
     "on disk": {"memory": 0.0, "tune": 1},
 }
@@ -151,7 +153,7 @@ model.compress_model(sys.argv[1], sys.argv[2], "gptq", 3, Path(sys.argv[3]), mod
 
 
 def test_a_killed_run_ends_as_an_undisturbed_one(tiny_base: Path, text: Path, tmp_path: Path):
-    options = {"sequences": 6, "length": 24, "held_out": 2, "batch": 48, "tune": 1, "guided": 2}
+    options = {"sequences": 6, "length": 24, "held_out": 2, "batch": 48, "tune": 1, "guided": 2, "finetune": 1}
     arguments = [str(tiny_base), str(tmp_path / "killed"), str(text), repr(options)]
     ran = subprocess.run([sys.executable, "-c", KILLED, *arguments], cwd=ROOT, capture_output=True)
     assert ran.returncode == -signal.SIGKILL, ran.stderr.decode()
@@ -182,11 +184,52 @@ def test_what_other_settings_left_is_not_taken_up(tiny_base: Path, text: Path, t
     assert "other settings" in capfd.readouterr().err and (tmp_path / "out" / FILE).is_file()
 
 
+def test_tuning_the_whole_model_lowers_its_divergence(tiny_base: Path, text: Path, tmp_path: Path):
+    found = {}
+    for epochs in (0, 8):
+        options = replace(SMALL, sequences=24, finetune=epochs)
+        found[epochs] = compress_model(tiny_base, tmp_path / f"{epochs}", "rtn", 3, text, options)
+    tuned = found[8].finetuned
+    assert found[0].finetuned is None and tuned["after"] < 0.9 * tuned["before"] and tuned["epoch"] > 0
+    assert found[8].bits == found[0].bits, "codes and sizes stay"
+    assert json.loads((tmp_path / "8" / "report.json").read_text())["finetuned"]["after"] == tuned["after"]
+    ids = token_sequences(text, load_tokenizer(tiny_base), 26, 24, 0)[24:]
+    with torch.no_grad():
+        true, new = (load_model(f)(ids).logits.log_softmax(-1) for f in (tiny_base, tmp_path / "8"))
+    kl = (true.exp() * (true - new)).sum(-1).mean().item()
+    assert kl == pytest.approx(tuned["after"], rel=0.02), "the file holds what was judged"
+
+
+KILLED_TUNING = """
+import os, signal, sys
+from pathlib import Path
+from compress import model
+def die(*_, **__):
+    os.kill(os.getpid(), signal.SIGKILL)
+model.tune_model = die
+model.compress_model(sys.argv[1], sys.argv[2], "gptq", 3, Path(sys.argv[3]), model.Options(**eval(sys.argv[4])))
+"""
+
+
+def test_a_run_killed_while_the_whole_model_is_tuned_keeps_its_blocks(
+    tiny_base: Path, text: Path, tmp_path: Path, capfd
+):
+    options = {"sequences": 6, "length": 24, "held_out": 2, "batch": 48, "finetune": 1}
+    arguments = [str(tiny_base), str(tmp_path / "killed"), str(text), repr(options)]
+    ran = subprocess.run([sys.executable, "-c", KILLED_TUNING, *arguments], cwd=ROOT, capture_output=True)
+    assert ran.returncode == -signal.SIGKILL, ran.stderr.decode()
+    assert (tmp_path / "killed.unfinished" / "1.safetensors").is_file() and not (tmp_path / "killed").exists()
+    for name in ("killed", "whole"):
+        compress_model(tiny_base, tmp_path / name, "gptq", 3, text, Options(**options))
+    assert capfd.readouterr().err.count("found") == 2, "both blocks lay there, once"
+    assert (tmp_path / "killed" / FILE).read_bytes() == (tmp_path / "whole" / FILE).read_bytes()
+
+
 WORKER = """
 import sys
 from pathlib import Path
 from compress.model import Options, compress_model
-options = Options(sequences=8, length=24, held_out=2, batch=48, tune=1, guided=2)
+options = Options(sequences=7, length=24, held_out=2, batch=48, tune=1, guided=2, finetune=1)
 print(compress_model(sys.argv[1], sys.argv[2], "gptq", 3, Path(sys.argv[3]), options).bits["body"])
 """
 
@@ -207,13 +250,15 @@ def test_two_processes_do_what_one_does(tiny_base: Path, text: Path, tmp_path: P
         for rank in "01"
     ]
     assert [w.wait() for w in workers] == [0, 0], b"\n".join(w.stderr.read() for w in workers).decode()
-    options = replace(SMALL, sequences=8, tune=1, guided=2)
+    options = replace(SMALL, sequences=7, tune=1, guided=2, finetune=1)
     one = compress_model(tiny_base, tmp_path / "one", "gptq", 3, text, options)
     two = json.loads((tmp_path / "two" / "report.json").read_text())
     assert two["bits"] == one.bits and two["settings"]["processes"] == 2
     for a, b in zip(one.layers, two["layers"], strict=True):
-        assert a.name == b["name"] and a.tokens == b["tokens"] == 192
+        assert a.name == b["name"] and a.tokens == b["tokens"] == 168
         assert b["error"] == pytest.approx(a.error, rel=0.25), "sums in another order, nothing more"
+    for a, b in zip([*one.tuned, one.finetuned], [*two["tuned"], two["finetuned"]], strict=True):
+        assert b["after"] < b["before"] == pytest.approx(a["before"], rel=0.2)
     exact = logits(tiny_base)
     errors = [(logits(tmp_path / name) - exact).norm().item() for name in ("one", "two")]
     assert errors[1] == pytest.approx(errors[0], rel=0.2)
