@@ -11,8 +11,12 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, proce
 END_OF_TEXT, SYSTEM, USER, ASSISTANT, END = "<|endoftext|>", "<|system|>", "<|user|>", "<|assistant|>", "<|end|>"
 SPECIAL = (END_OF_TEXT, SYSTEM, USER, ASSISTANT, END)
 
-# Words with one leading space; a number is cut into single digits, so that every number is spelt and copied alike.
-PIECES = r"'(?i:s|t|m|d|ll|ve|re)| ?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+|\s*[\r\n]+|\s+(?!\S)|\s+"
+# Words with one leading space; a number is cut into single digits, so that every number is spelt and copied alike. The
+# second space after a full stop, or the end of its line, belongs to the stop: mail as written takes 3 % fewer tokens so.
+PIECES = (
+    r"'(?i:s|t|m|d|ll|ve|re)| ?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+(?: (?= \S)|[ \t]*[\r\n]+)?"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
 
 CHAT_TEMPLATE = (
     "{%- for message in messages -%}"

@@ -119,6 +119,15 @@ def test_plain_mail_is_divided_between_its_forms(written: float, sources: set[st
     assert forms.get("written-[0-9]*", 0) == pytest.approx(written * whole)
 
 
+def test_spaces_and_line_ends_stand_by_the_stop_before_them_and_digits_alone():
+    text = "Yes, it is.  See you \n on 12/15, at 9:30. \n\n\t- a plan;\n- tea  \n\nAnna."
+    tokenizer = tk.train([text] * 9, 800)
+    ids = tokenizer.encode(text)
+    assert tokenizer.decode(ids.ids) == text
+    pieces = [text[a:b] for a, b in ids.offsets]
+    assert {". ", " See", " you", "1", "2", "5", ". \n\n", ";\n"} <= set(pieces)
+
+
 def test_mail_as_written_keeps_its_spaces_and_items_have_none(room: Path):
     tokenizer = tk.load(room / "base")
     texts = {}
