@@ -67,7 +67,8 @@ class Additive(nn.Module):
     """Sums of codewords (AQLM, arXiv:2401.06118): each `group` neighbouring inputs are Σ_m codebooks[m, code_m].
 
     codebooks: (M, 2^bits, group); `codes` holds, row by row, (D/group, M). Tensors that read the same input may
-    share one `codebooks` parameter. int8: the codebooks lie in the file as int8 with one fp16 step a codebook.
+    share one `codebooks` parameter. int8: the codebooks are whole numbers, −127 to 127, times one fp16 `step` a codebook;
+    tuning learns real words and rounds them (`int8_grid`).
     """
 
     def __init__(self, N: int, D: int, books: int, bits: int, group: int, int8: bool = False) -> None:
@@ -75,7 +76,13 @@ class Additive(nn.Module):
         assert D % group == 0, "the group divides the inputs"
         self.N, self.D, self.books, self.bits, self.group, self.int8 = N, D, books, bits, group, int8
         self.register_buffer("codes", codes_of(N, D // group * books, bits))
-        self.codebooks = half(books, 2**bits, group)
+        whole = torch.zeros(books, 2**bits, group, dtype=torch.int8) if int8 else None
+        self.codebooks = nn.Parameter(whole, requires_grad=False) if int8 else half(books, 2**bits, group)
+        self.step = half(books, 1, 1) if int8 else None  # a parameter as the codebooks are: sharing outlives a move
+
+    def words(self) -> Tensor:
+        """(M, 2^bits, group) fp32."""
+        return self.codebooks.float() if self.step is None else self.codebooks.float() * self.step.float()
 
     def spec(self) -> dict[str, Any]:
         return {"books": self.books, "bits": self.bits, "group": self.group, "int8": self.int8}
@@ -86,8 +93,14 @@ class Additive(nn.Module):
 
     def forward(self) -> Tensor:
         index = self.indices().long()
-        words = (book[index[..., m]] for m, book in enumerate(self.codebooks.float()))
+        words = (book[index[..., m]] for m, book in enumerate(self.words()))
         return sum(words).flatten(1)  # (N, D/group, group) -> (N, D)
+
+
+def int8_grid(words: Tensor) -> tuple[Tensor, Tensor]:
+    """(M, K, group) -> int8 codebooks and the fp16 step (M, 1, 1) of each: the nearest of −127 to 127 steps."""
+    step = (words.abs().amax((1, 2), keepdim=True) / 127).half().clamp(min=2**-24)  # fp16's least: of zeros too
+    return (words / step.float()).round().clamp(-127, 127).to(torch.int8), step
 
 
 class Trellis(nn.Module):

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from compress import ops, ranks
-from compress.decode import Additive, Grid, Lut, Trellis, from_chains
+from compress.decode import Additive, Grid, Lut, Trellis, from_chains, int8_grid
 from compress.errors import CompressError
 from compress.linear import QuantizedEmbedding, QuantizedLinear, quantized_layers
 from compress.weight import QuantizedWeight
@@ -162,20 +162,24 @@ def _steps(train: Sequence[Loss], config: TuneConfig) -> int:
 
 
 class _Masters:
-    """While open: the tuned parameters are fp32 with gradients, codes lie unpacked, each step decodes a weight twice."""
+    """While open: the tuned parameters are fp32 with gradients, codes lie unpacked, each step decodes a weight twice.
+
+    int8 codebooks are real words meanwhile, their step 1.
+    """
 
     def __init__(self, module: nn.Module) -> None:
         self.layers: dict[QuantizedWeight, list[QuantizedLinear | QuantizedEmbedding]] = {}
         for layer in quantized_layers(module).values():
             self.layers.setdefault(layer.quantized, []).append(layer)
-        coded = dict.fromkeys(p for weight in self.layers for p in weight.parameters())
+        self.steps = {d.codebooks: d.step for d in self._decoders() if isinstance(d, Additive) and d.int8}
+        steps = set(self.steps.values())
+        coded = dict.fromkeys(p for weight in self.layers for p in weight.parameters() if p not in steps)
         inside = set(coded) | {p for layers in self.layers.values() for layer in layers for p in layer.parameters()}
         self.parameters = [*coded, *(p for p in module.parameters() if p not in coded and p.dim() <= 1)]
-        self.frozen = [p for p in module.parameters() if p not in inside and p.dim() > 1]
+        self.frozen = [p for p in module.parameters() if p in steps or p not in inside and p.dim() > 1]
         self.buffers = [b for weight in self.layers for b in weight.buffers()]
-        self.int8 = {d.codebooks for d in self._decoders() if isinstance(d, Additive) and d.int8}
         self.device = next(module.parameters()).device
-        self.mixed = self.device.type == "cuda" or any(p.element_size() == 2 for p in self.frozen)
+        self.mixed = self.device.type == "cuda" or any(p.element_size() == 2 for p in set(self.frozen) - steps)
 
     def _decoders(self) -> dict[nn.Module, None]:
         return dict.fromkeys(weight.decode for weight in self.layers)
@@ -186,6 +190,8 @@ class _Masters:
         for p in self.parameters:
             p.data = p.data.float()
             p.requires_grad_(True)
+        for books, step in self.steps.items():
+            books.data, step.data = books.data * step.data.float(), torch.ones_like(step.data)
         for p in self.frozen:
             p.requires_grad_(False)
         self.unpack()
@@ -194,8 +200,11 @@ class _Masters:
     def __exit__(self, *_: object) -> None:
         for p, (dtype, learning) in zip(self.parameters, self.stored, strict=True):
             p.grad = None
-            p.data = p.data.to(dtype)
             p.requires_grad_(learning)
+            if p in self.steps:
+                p.data, self.steps[p].data = int8_grid(p.data)
+            else:
+                p.data = p.data.to(dtype)
         for p, learning in zip(self.frozen, self.learning, strict=True):
             p.requires_grad_(learning)
         for decode in self._decoders():
@@ -259,8 +268,7 @@ class _Masters:
     def _rounded(self) -> Iterator[None]:
         exact = [p.data for p in self.parameters]
         for p, (dtype, _) in zip(self.parameters, self.stored, strict=True):
-            value = to_int8_grid(p.data) if p in self.int8 else p.data
-            p.data = value.to(dtype).float()
+            p.data = _on_int8_grid(p.data) if p in self.steps else p.data.to(dtype).float()
         yield
         for p, value in zip(self.parameters, exact, strict=True):
             p.data = value
@@ -277,10 +285,9 @@ class _Masters:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.mixed)
 
 
-def to_int8_grid(codebooks: Tensor) -> Tensor:
-    """(M, K, group) -> the nearest multiples of an fp16 step a codebook, −127 to 127: codebooks that lie as int8."""
-    step = (codebooks.abs().amax((1, 2), keepdim=True) / 127).half().float().clamp(min=2**-24)
-    return (codebooks / step).round().clamp(-127, 127) * step
+def _on_int8_grid(words: Tensor) -> Tensor:
+    whole, step = int8_grid(words)
+    return whole.float() * step.float()
 
 
 def _block_loss(block: nn.Module, call: Call, target: Tensor) -> Tensor:
@@ -376,7 +383,7 @@ def _additive(decode: Additive) -> Callable[[], Tensor]:
     index = [Index(codes, 2**decode.bits) for codes in decode.indices().unbind(-1)]
 
     def forward() -> Tensor:
-        words = map(_Lookup.apply, decode.codebooks.float(), index)
+        words = map(_Lookup.apply, decode.words(), index)
         return sum(words).view(decode.N, decode.D)
 
     return forward

@@ -27,7 +27,7 @@ def write(weight: QuantizedWeight, name: str) -> dict[str, Tensor]:
         raise CompressError("it has scales by group, the format has one a row")
     wide = torch.int16 if weight.decode.bits > 8 else torch.int8
     scales = weight.scale.values.detach().half().view(-1, 1, 1, 1)
-    books = weight.decode.codebooks.detach().half()[:, :, None]
+    books = weight.decode.words().detach().half()[:, :, None]
     return {"codes": weight.decode.indices().to(wide), "codebooks": books, "scales": scales}
 
 

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from compress import additive, ops
 from compress.additive import Rows, Sums
-from compress.decode import Additive
+from compress.decode import Additive, int8_grid
 from compress.errors import CompressError
 from compress.feedback import check, damped, inverse_upper
 from compress.kmeans import kmeans, nearest
@@ -157,11 +157,15 @@ def _together(weights: Sequence[Tensor], hessians: Sequence[Tensor], config: Con
     uppers = [p.hessian for p in _each(parts, inverse_upper)]
     parts = [p._replace(upper=upper) for p, upper in zip(parts, uppers, strict=True)]
     sums = _search(target[:, inputs].contiguous(), parts, shape, config)
-    codes, books = sums.codes[:, order.argsort()], torch.nn.Parameter(sums.books.half())
+    codes, first = sums.codes[:, order.argsort()], None
     made, at = [], 0
     for w in weights:
         own = slice(at, at := at + len(w))
-        made.append(_weight(tuple(w.shape), books, codes[own], sums.scale[own], shape, config.int8))
+        decode = _decode(codes[own], sums.books, shape, config.int8, first)
+        first = first or decode
+        made.append(
+            QuantizedWeight(tuple(w.shape), decode, Real.of(sums.scale[own, None]), Transform(decode.N, decode.D))
+        )
     return made
 
 
@@ -253,23 +257,23 @@ def _sample(
 
 def _stored(target: Tensor, parts: list[Rows], sums: Sums, config: Config) -> Sums:
     """The codebooks and scales as fp16 or int8 hold them."""
-    sums = replace(sums, books=int8_grid(sums.books) if config.int8 else sums.books.half().float())
+    if config.int8:
+        whole, step = int8_grid(sums.books)
+        sums = replace(sums, books=whole.float() * step.float())
+    else:
+        sums = replace(sums, books=sums.books.half().float())
     sums = additive.rescale(target, parts, sums)
     return replace(sums, scale=sums.scale.half().float())
 
 
-def int8_grid(books: Tensor) -> Tensor:
-    """The nearest multiples, -127 to 127, of a step a codebook that has 4 significant bits: all exact in fp16."""
-    mantissa, exponent = torch.frexp(books.abs().amax((1, 2), keepdim=True) / 127)
-    step = torch.ldexp((mantissa * 16).ceil(), exponent - 4)
-    return (books * additive.inverse(step)).round() * step
-
-
-def _weight(
-    size: tuple[int, int], books: torch.nn.Parameter, codes: Tensor, scale: Tensor, shape: Shape, int8: bool
-) -> QuantizedWeight:
-    N, D = len(codes), codes.shape[1] * shape.group
-    decode = Additive(N, D, *shape, int8=int8)
-    decode.codes = ops.pack(codes.flatten(1), shape.bits)
-    decode.codebooks = books
-    return QuantizedWeight(size, decode, Real.of(scale[:, None]), Transform(N, D))
+def _decode(codes: Tensor, books: Tensor, shape: Shape, int8: bool, first: Additive | None) -> Additive:
+    """codes: (N, G, M). books: as `_stored` left them. first: whose codebooks to share, if any."""
+    made = Additive(len(codes), codes.shape[1] * shape.group, *shape, int8=int8)
+    made.codes = ops.pack(codes.flatten(1), shape.bits)
+    if first is not None:
+        made.codebooks, made.step = first.codebooks, first.step
+    elif int8:
+        made.codebooks.data, made.step.data = int8_grid(books)
+    else:
+        made.codebooks.data = books.half()
+    return made

@@ -223,17 +223,12 @@ def test_a_seed_decides_all(chance: torch.Generator):
     assert torch.equal(first, again) and not torch.equal(first, other)
 
 
-def test_int8_codebooks_are_whole_steps_that_fp16_holds(chance: torch.Generator):
+def test_int8_codebooks_are_bytes_and_lose_little(chance: torch.Generator):
     w, h = correlated(48, 64, 300, chance)
-    books = quantize([w], [h], Config(shape="2x5g4", int8=True))[0].decode.codebooks.float()
-    for book in books:
-        levels = book / min(
-            torch.ldexp(torch.tensor(m / 16), torch.tensor(e))
-            for m in range(8, 16)
-            for e in range(-20, 9)
-            if book.abs().max() <= 127.5 * torch.ldexp(torch.tensor(m / 16), torch.tensor(e))
-        )
-        assert (levels - levels.round()).abs().max() < 1e-3 and levels.abs().max() <= 127
+    two = quantize([w, w[:7]], [h, h], Config(shape="2x5g4", int8=True))
+    decode, other = (weight.decode for weight in two)
+    assert decode.codebooks.dtype == torch.int8 and decode.step.shape == (2, 1, 1)
+    assert other.codebooks is decode.codebooks and other.step is decode.step, "read one input, share one table"
     (plain,) = quantize([w], [h], Config(shape="2x5g4"))
     (whole,) = quantize([w], [h], Config(shape="2x5g4", int8=True))
     assert relative(whole, w, h) < 1.1 * relative(plain, w, h)
@@ -248,10 +243,11 @@ def test_the_shape_fits_the_bits_or_is_the_smallest(size: tuple[int, int]):
         assert shape.bits_of([size], False) - scales <= max(bits + aqlm.SLACK, smallest)
 
 
-def test_bits_are_those_of_the_file():
+@pytest.mark.parametrize("int8", [False, True])
+def test_bits_are_those_of_the_file(int8: bool):
     weights = [torch.randn(96, 100), torch.randn(32, 100)]
-    made = quantize(weights, [torch.eye(100)[None]] * 2, Config(shape="2x5g8", rounds=0, passes=0))
-    assert bits_in(*made) == pytest.approx(Shape(2, 5, 8).bits_of([(96, 100), (32, 100)], False))
+    made = quantize(weights, [torch.eye(100)[None]] * 2, Config(shape="2x5g8", rounds=0, passes=0, int8=int8))
+    assert bits_in(*made) == pytest.approx(Shape(2, 5, 8).bits_of([(96, 100), (32, 100)], int8))
 
 
 @pytest.mark.parametrize(

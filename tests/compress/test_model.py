@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 import signal
@@ -129,6 +130,24 @@ def test_sizes_between_are_mixed_from_two(tiny_base: Path, text: Path, tmp_path:
     assert report["settings"]["mixed_with"]["bits"] == 3 and report["settings"]["config"]["bits"] == 2
     with pytest.raises(CompressError, match="compressed already"):
         compress_model(tmp_path / "2.5", tmp_path / "again", "rtn", 2, text, SMALL)
+
+
+def test_int8_codebooks_lie_in_the_file_as_bytes_once_for_layers_that_share_them(
+    tiny_base: Path, text: Path, tmp_path: Path
+):
+    whole = {"shape": "2x4g4", "int8": True}
+    report = compress_model(tiny_base, tmp_path / "out", "aqlm", 2, text, replace(SMALL, tune=1), whole)
+    tensors = load_file(tmp_path / "out" / FILE)
+    books = {n: t for n, t in tensors.items() if n.endswith(".codebooks")}
+    assert len(books) == 2 * 4 and {(t.dtype, t.shape) for t in books.values()} == {(torch.int8, (2, 16, 4))}
+    steps = [t for n, t in tensors.items() if n.endswith("decode.step")]
+    assert len(steps) == 2 * 4 and {t.dtype for t in steps} == {torch.float16}
+    body = [t for n, t in tensors.items() if ".layers." in n and ".quantized." in n]
+    weights = sum(math.prod(row.shape) for row in report.layers)
+    assert report.bits["body"] == pytest.approx(8 * sum(t.nbytes for t in body) / weights)
+    again = load_model(tmp_path / "out").model.layers[0].self_attn
+    assert again.q_proj.quantized.decode.codebooks is again.v_proj.quantized.decode.codebooks
+    assert again.q_proj.quantized.decode.step is again.v_proj.quantized.decode.step
 
 
 def test_the_same_seed_gives_the_same_file(tiny_base: Path, tmp_path: Path):

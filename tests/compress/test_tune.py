@@ -12,12 +12,12 @@ from transformers import Gemma3ForCausalLM, Gemma3TextConfig, LlamaConfig, Llama
 from compress import ops
 from compress.blocks import find_blocks, plain_linears, replace_
 from compress.checkpoint import load_model, save_model
-from compress.decode import Additive, Grid, Lut, Trellis, to_chains
+from compress.decode import Additive, Grid, Lut, Trellis, int8_grid, to_chains
 from compress.errors import CompressError
 from compress.linear import QuantizedEmbedding, QuantizedLinear
 from compress.tables import Real, TwoLevel, Whole
 from compress.transform import Transform
-from compress.tune import UNPACKED, Index, TuneConfig, to_int8_grid, tune, tune_block, tune_model
+from compress.tune import UNPACKED, Index, TuneConfig, tune, tune_block, tune_model
 from compress.weight import LowRank, QuantizedWeight, Sparse
 
 SIZES = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
@@ -69,13 +69,15 @@ def additive(w: Tensor, int8: bool = False) -> QuantizedWeight:
     left, words, codes = (w / scale.float()).view(-1, 4), [], []
     for _ in range(2):
         book = left[torch.randperm(len(left), generator=torch.Generator().manual_seed(0))[:16]]
-        book = to_int8_grid(book[None])[0] if int8 else book
         nearest = torch.cdist(left, book).argmin(1)
         left = left - book[nearest]
         words.append(book)
         codes.append(nearest)
     made = QuantizedWeight((N, D), Additive(N, D, 2, 4, 4, int8), Real.of(scale))
-    made.decode.codebooks.data = torch.stack(words).half()
+    if int8:
+        made.decode.codebooks.data, made.decode.step.data = int8_grid(torch.stack(words))
+    else:
+        made.decode.codebooks.data = torch.stack(words).half()
     made.decode.codes = ops.pack(torch.stack(codes, 1).view(N, -1), 4)
     return made
 
@@ -168,7 +170,7 @@ def test_codes_unpacked_once_decode_and_differentiate_as_the_definition(kind: st
     decode = weight.decode
     plain = decode()
     gradient = torch.randn_like(plain)
-    parameters = list(decode.parameters())
+    parameters = [p for p in decode.parameters() if p.requires_grad]
     wanted = torch.autograd.grad(plain, parameters, gradient) if parameters else ()
     fast = UNPACKED[type(decode)](decode)()
     found = torch.autograd.grad(fast, parameters, gradient) if parameters else ()
@@ -197,19 +199,31 @@ def test_tuning_lowers_the_held_out_error(kind: str):
     assert report.after < 0.95 * report.before and report.epoch > 0
     assert all(torch.equal(b, codes[n]) for n, b in block.named_buffers()), "codes stay"
     quantized = [m.quantized for m in block.modules() if isinstance(m, QuantizedLinear)]
-    assert {p.dtype for w in quantized for p in w.parameters()} == {torch.float16}
+    assert {p.dtype for w in quantized for p in w.parameters() if p.requires_grad} == {torch.float16}
     assert "forward" not in vars(quantized[0].decode) and block.mlp.up_proj._held is None
 
 
-def test_int8_codebooks_stay_on_their_grid():
+def test_int8_codebooks_learn_and_stay_int8():
     model = llama()
     block = compress_(copy.deepcopy(model.model.layers[0]), KINDS["additive int8"])
-    before = block.mlp.up_proj.quantized.decode.codebooks.clone()
+    decode = block.mlp.up_proj.quantized.decode
+    before = decode.codebooks.clone(), decode.step.clone()
     tuned(model, block)
-    books = block.mlp.up_proj.quantized.decode.codebooks
-    assert not torch.equal(books, before)
-    steps = books.float() / (books.float().abs().amax((1, 2), keepdim=True) / 127)
-    assert (steps - steps.round()).abs().max() < 0.1, "fp16 rounds a multiple of a step by less than a tenth of it"
+    assert not torch.equal(decode.codebooks, before[0]) and not torch.equal(decode.step, before[1])
+    assert decode.codebooks.dtype == torch.int8 and decode.step.dtype == torch.float16
+    assert (decode.codebooks.abs().amax((1, 2)) == 127).all() and not decode.codebooks.requires_grad
+    assert decode.step.requires_grad and decode.step.grad is None
+
+
+@pytest.mark.parametrize("size", [1e-9, 1e-6, 0.01, 3.0, 60000.0])
+def test_the_int8_grid_is_near_and_rounding_twice_changes_nothing(size: float):
+    words = torch.randn(3, 16, 4).clamp(-1, 1) * size
+    words[1] = 0
+    whole, step = int8_grid(words)
+    near = whole.float() * step.float()
+    assert ((near - words).abs() <= 0.51 * step.float() + 127 * 2**-11 * step.float()).all()
+    again, same = int8_grid(near)
+    assert size < 1e-3 or torch.equal(again, whole) and torch.equal(same, step)
 
 
 def test_norms_and_biases_learn_and_dense_matrices_do_not():
