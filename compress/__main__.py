@@ -56,14 +56,16 @@ def parser() -> argparse.ArgumentParser:
 
 
 def settings_of(pairs: Sequence[str]) -> dict[str, Any]:
-    """['group=64', 'act_order=false'] -> {'group': 64, 'act_order': False}."""
+    """['group=64', 'act_order=false', 'shape=2x8g8'] -> {'group': 64, 'act_order': False, 'shape': '2x8g8'}."""
     made = {}
     for pair in pairs:
         name, equals, value = pair.partition("=")
+        if not (name and value):
+            raise CompressError(f"'{pair}' is no setting: write NAME=VALUE, such as group=64")
         try:
             made[name] = json.loads(value)
-        except json.JSONDecodeError as error:
-            raise CompressError(f"'{pair}' is no setting: write NAME=VALUE with a number, true or false") from error
+        except json.JSONDecodeError:
+            made[name] = value  # a word
     return made
 
 

@@ -21,6 +21,8 @@ from compress.linear import QuantizedLinear
 from compress.methods import method
 from compress.weight import QuantizedWeight
 
+KINDS_OF = {bool: "truth value", int: "whole number", float: "number", str: "word"}
+
 
 @dataclass(frozen=True)
 class LayerReport:
@@ -73,9 +75,8 @@ def recipe_for(
     settings: changes to the method's Config. Raises CompressError for what the method cannot do.
     """
     Config = method(name).Config
-    known = {f.name for f in fields(Config)}
-    if foreign := set(settings or ()) - known:
-        raise CompressError(f"{name} has no setting '{min(foreign)}': it has {', '.join(sorted(known))}")
+    known = {f.name: type(f.default) for f in fields(Config)}
+    _check_settings(name, settings or {}, known)
     changes = {"seed": seed} if "seed" in known else {}
     changes |= settings or {}
     try:
@@ -85,6 +86,15 @@ def recipe_for(
             raise
     low, high = (replace(Config.for_bits(whole), **changes) for whole in (math.floor(bits), math.ceil(bits)))
     return Recipe(name, low, high, bits % 1, eora)
+
+
+def _check_settings(name: str, settings: Mapping[str, Any], known: Mapping[str, type]) -> None:
+    for key, value in settings.items():
+        if key not in known:
+            raise CompressError(f"{name} has no setting '{key}': it has {', '.join(sorted(known))}")
+        fits = (int, float) if known[key] is float else known[key]
+        if not isinstance(value, fits) or isinstance(value, bool) is not (known[key] is bool):
+            raise CompressError(f"{name} takes a {KINDS_OF[known[key]]} as {key}, not '{value}'")
 
 
 def compress_layers_(

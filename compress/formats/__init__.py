@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from compress.checkpoint import copy_tokenizer
 from compress.errors import CompressError
-from compress.linear import QuantizedEmbedding, QuantizedLinear, quantized_layers
+from compress.linear import QuantizedLinear, quantized_layers
 
 FORMATS = {
     "plain": "compress.formats.plain",
@@ -42,14 +42,17 @@ def format_module(name: str) -> ModuleType:
     return import_module(FORMATS[name])
 
 
-def export_model(model: nn.Module, source: Path, out: Path, name: str, dtype: torch.dtype = torch.float16) -> None:
-    """Write a compressed model as another library loads it, whole or not at all.
+def export_model(model: nn.Module, source: Path, out: Path, name: str, dtype: torch.dtype = torch.float16) -> int:
+    """Write a compressed model as another library loads it to a new directory, whole or not at all.
 
-    name: of FORMATS. Compressed embeddings, and a head that shares their weight, become plain `dtype`, as the formats
-    have no word for them. Raises CompressError, naming the layer, for a weight that the format cannot hold.
+    name: of FORMATS. Compressed embeddings, and the head, become plain `dtype`: libraries expect no codes there. Returns
+    how many layers stay compressed. Raises CompressError, naming the layer, for a weight that the format cannot hold.
     """
     module = format_module(name)
-    layers = {n: m for n, m in quantized_layers(model).items() if _foreign(model, m)}
+    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+        raise CompressError(f"'{out}' exists: name a new directory")
+    head = model.get_output_embeddings()
+    layers = {n: m for n, m in quantized_layers(model).items() if isinstance(m, QuantizedLinear) and m is not head}
     tensors: dict[str, Tensor] = {}
     for layer_name, layer in layers.items():
         written = _written(module, layer_name, layer, name)
@@ -63,6 +66,7 @@ def export_model(model: nn.Module, source: Path, out: Path, name: str, dtype: to
     if layers and (settings := module.settings(name, layers, plain)):
         config["quantization_config"] = settings
     _write(out, source, tensors, config)
+    return len(layers)
 
 
 def import_model(folder: Path, dtype: torch.dtype = torch.float32) -> nn.Module:
@@ -120,12 +124,6 @@ def read_tensors(folder: Path) -> dict[str, Tensor]:
 
 def _settings(folder: Path) -> dict[str, Any]:
     return json.loads((folder / "config.json").read_text(encoding="utf-8"))["quantization_config"]
-
-
-def _foreign(model: nn.Module, layer: nn.Module) -> bool:
-    """Whether a layer can be another library's: a linear layer that shares its weight with no embedding."""
-    tables = [m.quantized for m in model.modules() if isinstance(m, QuantizedEmbedding)]
-    return isinstance(layer, QuantizedLinear) and all(layer.quantized is not t for t in tables)
 
 
 def _written(module: ModuleType, layer_name: str, layer: QuantizedLinear, name: str) -> dict[str, Tensor]:

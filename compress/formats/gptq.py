@@ -74,5 +74,5 @@ def settings(name: str, layers: dict[str, nn.Module], plain: list[str]) -> dict[
         "desc_act": any(w.transform.order is not None for w in weights.values()),
         "sym": all(w.decode.zero is None for w in weights.values()),
         "checkpoint_format": name,
-        "lm_head": any(n.endswith("lm_head") for n in weights),
+        "lm_head": False,
     }

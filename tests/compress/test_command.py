@@ -12,6 +12,7 @@ import pytest
 
 from compress.__main__ import main, parser, settings_of
 from compress.errors import CompressError
+from compress.layers import recipe_for
 from compress.model import Options
 
 ROOT = Path(__file__).parents[2]
@@ -58,11 +59,25 @@ def test_every_option_has_a_flag_with_its_default():
     assert parser().parse_args(["m", "--method", "rtn", "--bits", "3", "--out", "o", "--rotate"]).rotate == "full"
 
 
-def test_settings_are_numbers_and_truth():
-    assert settings_of(["group=64", "act_order=false", "damping=0.1"]) == {
-        "group": 64,
-        "act_order": False,
-        "damping": 0.1,
-    }
-    with pytest.raises(CompressError, match="'group'"):
-        settings_of(["group"])
+def test_settings_are_numbers_truth_and_words():
+    pairs = ["group=64", "act_order=false", "damping=0.1", "shape=2x8g8"]
+    assert settings_of(pairs) == {"group": 64, "act_order": False, "damping": 0.1, "shape": "2x8g8"}
+    for wrong in ("group", "=3", "group="):
+        with pytest.raises(CompressError, match=f"'{wrong}' is no setting"):
+            settings_of([wrong])
+
+
+@pytest.mark.parametrize(
+    ("setting", "sentence"),
+    [
+        ({"group": "many"}, "rtn takes a whole number as group, not 'many'"),
+        ({"group": True}, "rtn takes a whole number as group, not 'True'"),
+        ({"group": 2.5}, "rtn takes a whole number as group, not '2.5'"),
+        ({"symmetric": 1}, "rtn takes a truth value as symmetric, not '1'"),
+        ({"colour": 1}, "rtn has no setting 'colour'"),
+    ],
+)
+def test_a_setting_of_another_kind_is_refused(setting: dict, sentence: str):
+    with pytest.raises(CompressError, match=sentence):
+        recipe_for("rtn", 3, settings=setting)
+    assert recipe_for("gptq", 3, settings={"damping": 1}).low.damping == 1, "a whole number is a number"

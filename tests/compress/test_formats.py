@@ -204,6 +204,11 @@ REFUSED = {
 }
 
 
+class Headless(torch.nn.Module):
+    def get_output_embeddings(self) -> None:
+        return None
+
+
 def with_zero(weight: QuantizedWeight) -> QuantizedWeight:
     weight.decode.zero = Whole.of(torch.zeros(32, 1).int(), 3)
     return weight
@@ -217,7 +222,7 @@ def with_low_rank(weight: QuantizedWeight) -> QuantizedWeight:
 @pytest.mark.parametrize("case", REFUSED)
 def test_what_a_format_cannot_say_is_refused_and_nothing_is_written(case: str, tmp_path: Path):
     name, make, reason = REFUSED[case]
-    net = torch.nn.Module()
+    net = Headless()
     net.layer = QuantizedLinear(make())
     with pytest.raises(CompressError, match=reason):
         export_model(net, tmp_path, tmp_path / "out", name)
