@@ -24,6 +24,8 @@ from compress.linear import QuantizedEmbedding, QuantizedLinear, quantized_layer
 from compress.weight import QuantizedWeight
 
 FILE, SPEC, VERSION = "compressed.safetensors", "compressed.json", 1
+BROKEN = (OSError, ValueError, KeyError, IndexError, TypeError, AttributeError, RuntimeError, ArithmeticError)
+BROKEN += (AssertionError, SafetensorError)  # what a damaged file makes Python and torch raise
 ALONG = ("tokenizer", "special_tokens", "vocab", "merges", "chat_template", "generation_config", "added_tokens")
 
 
@@ -148,10 +150,12 @@ def _spec(folder: Path) -> dict[str, Any]:
     try:
         spec = json.loads((folder / SPEC).read_text(encoding="utf-8"))
         if spec["version"] != VERSION:
-            raise CompressError(f"'{folder / SPEC}' is of version {spec['version']}; this version reads {VERSION}")
-        spec["layers"], spec["shared"], spec["parts"]  # noqa: B018  they have to be there
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError) as error:
+            raise CompressError(f"'{folder / SPEC}' is of another version; this one reads version {VERSION}")
+        whole = all(isinstance(spec[key], dict) for key in ("layers", "shared", "parts"))
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise CompressError(f"'{folder / SPEC}' is damaged: {type(error).__name__}") from error
+    if not whole:
+        raise CompressError(f"'{folder / SPEC}' is damaged: it needs layers, shared and parts, each by name")
     return spec
 
 
@@ -166,16 +170,31 @@ def _load_compressed(folder: Path, dtype: torch.dtype) -> nn.Module:
     from transformers import AutoConfig, AutoModelForCausalLM
 
     spec = _spec(folder)
-    config = AutoConfig.from_pretrained(folder, local_files_only=True)
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config, dtype=dtype)
+    with torch.device("meta"):  # nothing is allocated for sizes that the tensors do not have
+        try:
+            config = AutoConfig.from_pretrained(folder, local_files_only=True)
+            model = AutoModelForCausalLM.from_config(config, dtype=dtype)
+        except BROKEN as error:
+            raise CompressError(f"'{folder / 'config.json'}' describes no model: {type(error).__name__}") from error
         replace_layers_(model, spec["layers"])
-    with _opened(folder) as file:
-        state = {key: file.get_tensor(key) for key in file.keys()}
-    state |= {name: state[owner] for name, owner in spec["shared"].items() if owner in state}
+    try:
+        with _opened(folder) as file:
+            state = {key: file.get_tensor(key) for key in file.keys()}
+    except BROKEN as error:
+        raise CompressError(f"'{folder / FILE}' is damaged: {type(error).__name__}") from error
+    _check_shared(spec["shared"], model, state)
+    state |= {name: state[owner] for name, owner in spec["shared"].items()}
     assign_tensors_(model, config, folder, state, dtype)
     share_(model, spec["shared"])
     return model
+
+
+def _check_shared(shared: dict[str, Any], model: nn.Module, state: dict[str, Tensor]) -> None:
+    """Names of this model's tensors, each of one that the file holds."""
+    expected = model.state_dict()
+    for name, owner in shared.items():
+        if name not in expected or name in state or not isinstance(owner, str) or owner not in state:
+            raise CompressError(f"{SPEC} says that '{name}' is another tensor, and there is no such one")
 
 
 def assign_tensors_(
@@ -192,6 +211,11 @@ def assign_tensors_(
     state |= {n: expected[n] for n in compressed if not expected[n].is_meta}  # an imported layer brought its own
     _check(folder, expected, state)
     model.load_state_dict(state, assign=True)
+    for name, layer in quantized_layers(model).items():
+        try:
+            layer.quantized.check()
+        except CompressError as error:
+            raise CompressError(f"layer '{name}' of '{folder}' is damaged: {error}") from error
     if isinstance(embedding := model.get_input_embeddings(), QuantizedEmbedding):
         embedding.dtype = dtype
     else:
@@ -210,11 +234,11 @@ def replace_layers_(model: nn.Module, layers: dict[str, Any]) -> None:
         try:
             owner, leaf = model.get_submodule(name.rpartition(".")[0]), name.rpartition(".")[2]
             weight = QuantizedWeight.from_spec(layer["weight"])
-            expected = tuple(getattr(owner, leaf).weight.shape)
-            if weight.shape != expected:
+            plain, linear, bias = getattr(owner, leaf), layer["module"] == "linear", layer["bias"]
+            expected = tuple(plain.weight.shape)
+            if weight.shape != expected or not isinstance(plain, nn.Linear if linear else nn.Embedding):
                 raise CompressError(f"layer '{name}' is {expected} in config.json, {weight.shape} in {SPEC}")
-            linear, bias = layer["module"] == "linear", layer["bias"]
-        except (AttributeError, KeyError, TypeError, ValueError, RuntimeError, AssertionError) as error:
+        except BROKEN as error:
             raise CompressError(f"{SPEC} describes no layer '{name}' of this model: {type(error).__name__}") from error
         made = QuantizedLinear(weight, torch.zeros(expected[0]) if bias else None) if linear else None
         setattr(owner, leaf, made or QuantizedEmbedding(weight))
@@ -228,7 +252,8 @@ def _check(folder: Path, expected: dict[str, Tensor], found: dict[str, Tensor]) 
         raise CompressError(f"'{folder / FILE}' holds {len(extra)} tensors that {SPEC} does not know: '{min(extra)}'")
     for name, tensor in found.items():
         wanted = expected[name]
-        if tensor.shape != wanted.shape or tensor.is_floating_point() != wanted.is_floating_point():
+        fits = tensor.dtype == wanted.dtype if ".quantized." in name else tensor.is_floating_point()
+        if tensor.shape != wanted.shape or not fits:
             raise CompressError(
                 f"tensor '{name}' is {tuple(tensor.shape)} {tensor.dtype}, not {tuple(wanted.shape)} {wanted.dtype}"
             )

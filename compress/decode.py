@@ -19,6 +19,7 @@ QUAD = 4  # inputs that a dot-product instruction takes at once
 
 def codes_of(rows: int, count: int, bits: int) -> Tensor:
     """An empty buffer for `rows` streams of `count` codes."""
+    assert 1 <= bits <= ops.MAX_BITS, "bits of a code"
     return torch.zeros(rows, ops.packed_bytes(count, bits), dtype=torch.uint8)
 
 
@@ -51,6 +52,7 @@ class Lut(nn.Module):
 
     def __init__(self, N: int, D: int, bits: int, rows: int) -> None:
         super().__init__()
+        assert rows in (1, N), "a table for all rows or one for each"
         self.N, self.D, self.bits, self.rows = N, D, bits, rows
         self.register_buffer("codes", codes_of(N, D, bits))
         self.levels = half(rows, 2**bits)
@@ -113,6 +115,7 @@ class Trellis(nn.Module):
     def __init__(self, N: int, D: int, step: int, window: int) -> None:
         super().__init__()
         assert N % BAND == 0 and D % BAND == 0, "tiles fill the weight"
+        assert 1 <= step <= window <= ops.MAX_BITS, "a window holds its new bits"
         self.N, self.D, self.step, self.window = N, D, step, window
         self.register_buffer("codes", torch.zeros(N // BAND, self.chain_bytes(D, step, window), dtype=torch.uint8))
         self.lut = half(2**window)

@@ -37,6 +37,7 @@ class Whole(nn.Module):
 
     def __init__(self, N: int, G: int, bits: int) -> None:
         super().__init__()
+        assert 1 <= bits <= ops.MAX_BITS, "bits of a code"
         self.groups, self.bits = G, bits
         self.register_buffer("codes", torch.zeros(N, ops.packed_bytes(G, bits), dtype=torch.uint8))
 
@@ -63,6 +64,7 @@ class TwoLevel(nn.Module):
 
     def __init__(self, N: int, G: int, bits: int, rows: int) -> None:
         super().__init__()
+        assert 1 <= bits <= ops.MAX_BITS and rows > 0, "bits of a code"
         self.N, self.groups, self.bits, self.rows = N, G, bits, rows
         blocks = -(-N // rows)
         self.register_buffer("codes", torch.zeros(N, ops.packed_bytes(G, bits), dtype=torch.uint8))
@@ -75,7 +77,8 @@ class TwoLevel(nn.Module):
     def forward(self) -> Tensor:
         """(N, G) fp32."""
         codes = ops.unpack(self.codes, self.groups, self.bits).float()
-        scale, zero = (t.float().repeat_interleave(self.rows, 0)[: self.N] for t in (self.scale, self.zero))
+        rows = min(self.rows, self.N)
+        scale, zero = (t.float().repeat_interleave(rows, 0)[: self.N] for t in (self.scale, self.zero))
         return scale * (codes - zero)
 
 

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from compress import ops
+from compress.errors import CompressError
 
 
 class Transform(nn.Module):
@@ -22,6 +23,7 @@ class Transform(nn.Module):
         super().__init__()
         self.N, self.D, self.in_block, self.out_block = N, D, in_block, out_block
         assert D % in_block == 0 and N % out_block == 0, "a block divides its side"
+        assert in_block & in_block - 1 == 0 == out_block & out_block - 1, "Hadamard's blocks are powers of two"
         self._signs("in_signs", D, in_block)
         self._signs("out_signs", N, out_block)
         self.register_buffer("order", torch.arange(D, dtype=torch.int32) if permuted else None)
@@ -41,6 +43,11 @@ class Transform(nn.Module):
     def spec(self) -> dict[str, Any]:
         """What rebuilds the shape: Transform(N, D, **spec)."""
         return {"in_block": self.in_block, "out_block": self.out_block, "permuted": self.order is not None}
+
+    def check(self) -> None:
+        """Raises CompressError for an order that is no permutation."""
+        if self.order is not None and not torch.equal(self.order.sort().values, torch.arange(self.D).to(self.order)):
+            raise CompressError("its order of inputs is no permutation")
 
     def inputs(self, x: Tensor) -> Tensor:
         """(..., d ≤ D) → (..., D): x in the space of the codes; differentiable."""

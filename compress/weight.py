@@ -43,6 +43,14 @@ class Sparse(nn.Module):
     def spec(self) -> dict[str, Any]:
         return {"count": len(self.values)}
 
+    def check(self) -> None:
+        """Raises CompressError for outliers that lie outside of the weight."""
+        starts = self.starts
+        if starts[0] != 0 or starts[-1] != len(self.values) or (starts.diff() < 0).any():
+            raise CompressError("its rows do not count its outliers")
+        if (self.columns.long() >= self.D).any():
+            raise CompressError(f"it has outliers beyond its {self.D} inputs")
+
     def forward(self) -> Tensor:
         """(N, D) fp32, dense."""
         row = torch.arange(self.N, device=self.starts.device).repeat_interleave(self.starts.diff())
@@ -83,6 +91,7 @@ class QuantizedWeight(nn.Module):
         low_rank: LowRank | None = None,
     ) -> None:
         super().__init__()
+        assert all(type(n) is int and n > 0 for n in shape), "sizes are whole numbers"
         assert decode.N >= shape[0] and decode.D >= shape[1], "codes cover the weight"
         self.shape, self.decode, self.scale = tuple(shape), decode, scale
         self.transform = transform or Transform(decode.N, decode.D)
@@ -104,6 +113,12 @@ class QuantizedWeight(nn.Module):
             w = w if part is None else w + part()
         return w
 
+    def check(self) -> None:
+        """Raises CompressError for loaded numbers that point outside; codes cannot, they have just the bits they need."""
+        for part in (self.transform, self.sparse):
+            if part is not None:
+                part.check()
+
     def spec(self) -> dict[str, Any]:
         """JSON that, with the tensors of `state_dict`, is the weight: see `from_spec`."""
         made = {"shape": list(self.shape), "decode": _named(KINDS, self.decode), "transform": self.transform.spec()}
@@ -119,6 +134,9 @@ class QuantizedWeight(nn.Module):
         """An empty weight whose buffers and parameters have the shapes that `spec` says; load_state_dict fills it."""
         shape, kind = tuple(spec["shape"]), dict(spec["decode"])
         N, D = kind.pop("padded")
+        tables = [kind["zero"]] if "zero" in kind else []
+        tables += [spec["scale"]] if "scale" in spec else []
+        assert all(D % table["groups"] == 0 for table in tables), "groups are of one size"
         if "zero" in kind:
             kind["zero"] = _built(TABLES, kind["zero"], N)
         return cls(
