@@ -155,7 +155,17 @@ def test_a_last_name_after_a_wrap_is_swapped_and_a_first_name_on_a_line_of_its_o
 
 @pytest.mark.parametrize(
     "real",
-    ["at713-853-5587", "Firm-800.922.2104", "(403) 216 - 2983", "+44 (0)20-7320-8681", "at 5-3614", "P.O. Box 1188"],
+    [
+        "at713-853-5587",
+        "Firm-800.922.2104",
+        "(403) 216 - 2983",
+        "+44 (0)20-7320-8681",
+        "at 5-3614",
+        "P.O. Box 1188",
+        "(713)-439-5587",
+        "+61 2 9229 2319",
+        "+41793453046",
+    ],
 )
 def test_odd_numbers_are_replaced_too(real: str):
     assert real not in invent(f"You find me {real} all day.", random.Random(0))
