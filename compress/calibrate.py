@@ -43,10 +43,6 @@ class Stream:
         for number, at in enumerate(range(0, len(self.hidden), self.batch)):
             yield number, slice(at, min(at + self.batch, len(self.hidden)))
 
-    def empty(self, path: Path | None = None) -> Stream:
-        """Room for hidden states of the same size, called the same way."""
-        return Stream(room(self.hidden.shape, self.hidden.dtype, path), self.batch, self.calls)
-
     def inputs(self, index: int, device: torch.device) -> Iterator[tuple[slice, Tensor, Call]]:
         """For each batch: its rows, its hidden states (B, T, D) on the device, and the call of that block."""
         for number, rows in self.batches():
@@ -172,11 +168,10 @@ def run(block: nn.Module, x: Tensor, call: Call) -> Tensor:
 
 
 @torch.no_grad()
-def advance_(stream: Stream, index: int, block: nn.Module, device: torch.device, into: Stream | None = None) -> None:
-    """Replace the hidden states by the block's outputs, or write those to another stream."""
-    into = into or stream
+def advance_(stream: Stream, index: int, block: nn.Module, device: torch.device) -> None:
+    """Replace the hidden states by the block's outputs."""
     for rows, x, call in stream.inputs(index, device):
-        into.hidden[rows] = run(block, x, call).to(into.hidden)
+        stream.hidden[rows] = run(block, x, call).to(stream.hidden)
 
 
 class Statistics:

@@ -19,13 +19,11 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from compress.blocks import find_blocks
-from compress.errors import CompressError
+from compress.errors import BROKEN, CompressError
 from compress.linear import QuantizedEmbedding, QuantizedLinear, quantized_layers
 from compress.weight import QuantizedWeight
 
 FILE, SPEC, VERSION = "compressed.safetensors", "compressed.json", 1
-BROKEN = (OSError, ValueError, KeyError, IndexError, TypeError, AttributeError, RuntimeError, ArithmeticError)
-BROKEN += (AssertionError, SafetensorError)  # what a damaged file makes Python and torch raise
 ALONG = ("tokenizer", "special_tokens", "vocab", "merges", "chat_template", "generation_config", "added_tokens")
 
 
@@ -79,7 +77,7 @@ def load_model(folder: str | Path, dtype: torch.dtype = torch.float32, device: s
 
     try:
         return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, local_files_only=True).to(device).eval()
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
+    except BROKEN as error:
         raise CompressError(f"'{folder}' holds no causal language model that loads ({type(error).__name__})") from error
 
 
@@ -152,7 +150,7 @@ def _spec(folder: Path) -> dict[str, Any]:
         if spec["version"] != VERSION:
             raise CompressError(f"'{folder / SPEC}' is of another version; this one reads version {VERSION}")
         whole = all(isinstance(spec[key], dict) for key in ("layers", "shared", "parts"))
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+    except BROKEN as error:
         raise CompressError(f"'{folder / SPEC}' is damaged: {type(error).__name__}") from error
     if not whole:
         raise CompressError(f"'{folder / SPEC}' is damaged: it needs layers, shared and parts, each by name")

@@ -13,8 +13,6 @@ from compress.errors import CompressError
 from compress.feedback import damped
 from compress.weight import LowRank, QuantizedWeight
 
-FACTOR_BITS = 16
-
 
 @torch.no_grad()
 def repair(weight: QuantizedWeight, target: Tensor, hessian: Tensor, rank: int, damp: float = 0.01) -> QuantizedWeight:
@@ -35,11 +33,6 @@ def repair(weight: QuantizedWeight, target: Tensor, hessian: Tensor, rank: int, 
     bare.low_rank = LowRank(N, D, len(A)).to(target.device)
     bare.low_rank.A.data, bare.low_rank.B.data = A.half(), B.half()
     return bare
-
-
-def rank_for(bits: float, N: int, D: int) -> int:
-    """The rank that costs `bits` more bits a weight of an (N, D) layer, at least 1."""
-    return max(1, int(bits * N * D / (FACTOR_BITS * (N + D))))
 
 
 def _directions(error: Tensor, hessian: Tensor, rank: int) -> Tensor:

@@ -1,7 +1,14 @@
-"""The one error that a user of this library causes."""
+"""The one error that a user of this library causes, and those that a damaged file causes in others."""
 
 from __future__ import annotations
+
+from safetensors import SafetensorError
 
 
 class CompressError(Exception):
     """A user's mistake or a bad file: one sentence that names the value and the choices, and holds no data."""
+
+
+# What Python, torch and safetensors raise over a damaged file.
+BROKEN = (OSError, ValueError, KeyError, IndexError, TypeError, AttributeError, RuntimeError, ArithmeticError)
+BROKEN += (AssertionError, EOFError, RecursionError, SafetensorError)

@@ -13,16 +13,17 @@ from compress.errors import CompressError
 
 
 def export(source: str | Path, out: Path, name: str) -> dict[str, Any]:
-    """Write the model in the directory `source` to `out` in one of `formats.FORMATS`; what was written.
+    """Write the model in the directory `source` to `out` as `formats.PLAIN` or one of `formats.FORMATS`; what was written.
 
     layers: how many stay compressed. Raises CompressError, naming the layer, for what the format cannot say.
     """
     from compress.checkpoint import load_model
-    from compress.formats import export_model, format_module
+    from compress.formats import PLAIN, export_model, format_module
     from compress.linear import quantized_layers
     from compress.model import find_model
 
-    format_module(name)
+    if name != PLAIN:
+        format_module(name)
     source = find_model(source)
     model = load_model(source)
     if not quantized_layers(model):
@@ -33,11 +34,11 @@ def export(source: str | Path, out: Path, name: str) -> dict[str, Any]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """0; 1 after one sentence on standard error for a user's mistake; argparse exits with 2 for a wrong usage."""
-    from compress.formats import FORMATS
+    from compress.formats import FORMATS, PLAIN
 
     parser = argparse.ArgumentParser(prog="python -m compress.export", description=__doc__.splitlines()[0])
     parser.add_argument("model", help="the directory of a compressed model")
-    parser.add_argument("--format", required=True, help=", ".join(FORMATS))
+    parser.add_argument("--format", required=True, help=", ".join((PLAIN, *FORMATS)))
     parser.add_argument("--out", type=Path, required=True, help="a new directory")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     a = parser.parse_args(arguments)

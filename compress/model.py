@@ -122,9 +122,9 @@ def compress_model(
         out, said | apart | {"source": _identity(source), "text": sha256(ids.numpy().tobytes()).hexdigest()}
     )
     compressor = _Compressor(model, prefix, blocks, recipe, options, work, device)
-    layers = compressor.run(ids)
+    notes = compressor.run(ids)
     finetuned = compressor.finetune_(source, ids) if options.finetune else None
-    return _finish(compressor, source, out, said, layers, finetuned, begun)
+    return _finish(compressor, source, out, said, notes, finetuned, begun)
 
 
 def check_options(options: Options, out: Path) -> None:

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
 
-from compress.errors import CompressError
+from compress.errors import BROKEN, CompressError
 
 FILE = "rows8.safetensors"  # not model.safetensors: plain transformers would read the codes as weights
 SCALE = ".scale"
@@ -58,9 +58,18 @@ def save_rows8(model: LlamaForCausalLM, folder: Path) -> None:
 
 
 def load_rows8(folder: Path) -> LlamaForCausalLM:
-    """The model in `folder`, fp32, in eval mode."""
+    """The model in `folder`, fp32, in eval mode. Raises CompressError for a damaged one."""
     if not is_rows8(folder):
-        raise CompressError(f"{folder} holds no {FILE}; give a folder that has one, or a plain transformers directory.")
+        raise CompressError(
+            f"'{folder}' holds no {FILE}: give a folder that has one, or a plain transformers directory"
+        )
+    try:
+        return _loaded(folder)
+    except BROKEN as error:
+        raise CompressError(f"'{folder}' is damaged: {type(error).__name__}") from error
+
+
+def _loaded(folder: Path) -> LlamaForCausalLM:
     stored = load_file(folder / FILE)
     state = {
         name: dequantize_rows(t, stored[name + SCALE]) if t.dtype == torch.int8 else t.float()

@@ -122,12 +122,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--sequences", type=int, default=Options.sequences)
     parser.add_argument("--length", type=int, default=Options.length)
     parser.add_argument("--tune", type=int, default=0, help="epochs of block tuning, for every method")
+    parser.add_argument("--finetune", type=int, default=0, help="epochs of tuning the whole model, for every method")
     parser.add_argument("--guided", type=int, default=0, help="output groups of guided Hessians, for every method")
     a = parser.parse_args(arguments)
-    options = Options(sequences=a.sequences, length=a.length, tune=a.tune, guided=a.guided)
+    options = Options(sequences=a.sequences, length=a.length, tune=a.tune, finetune=a.finetune, guided=a.guided)
     try:
         rows = fill(find_model(a.model), a.text, a.calibration, a.work, options, a.methods, a.bits, a.context)
         how = f"context {a.context}, calibration {a.sequences} × {a.length} tokens, {a.tune} epochs of block tuning"
+        how += f", {a.finetune} of the whole model" if a.finetune else ""
         table = markdown(rows, [f"`{text.name}`, {how}:" for text in a.text])
         if a.readme:
             write_between_marks(a.readme, table)

@@ -1,9 +1,9 @@
 """Compressed models of other libraries, in and out. Knows files and layers; each layout has a file of its own.
 
-A format is a module with: MARK (the tensor whose presence says that a layer is of this format), `suffixes` (all of
-them), `read(tensors, shape, settings)` -> QuantizedWeight, `write(weight)` -> tensors, `settings(weights)` -> the
-`quantization_config` of config.json. `write` and `settings` raise CompressError for what the format cannot say.
-To add one: its file, and its line in FORMATS.
+A format is a module with: MARK (the tensor whose presence says that a layer is of this format), SUFFIXES (all of
+them), `read(tensors, shape, settings)` -> QuantizedWeight, `write(weight, name)` -> tensors, and `settings(name, layers,
+plain)` -> the `quantization_config` of config.json, plain: the matrices that are not compressed. All raise CompressError
+for what they cannot say. To add one: its file, and its line in FORMATS. PLAIN has no codes and so no file.
 """
 
 from __future__ import annotations
@@ -17,16 +17,15 @@ from types import ModuleType
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from compress.checkpoint import copy_tokenizer
-from compress.errors import CompressError
+from compress.errors import BROKEN, CompressError
 from compress.linear import QuantizedLinear, quantized_layers
 
+PLAIN = "plain"  # every layer decoded, for libraries that read nothing smaller
 FORMATS = {
-    "plain": "compress.formats.plain",
     "aqlm": "compress.formats.aqlm",
     "gptq": "compress.formats.gptq",
     "gptq_v2": "compress.formats.gptq",
@@ -38,21 +37,22 @@ FORMATS = {
 def format_module(name: str) -> ModuleType:
     """The module of a format. Raises CompressError for an unknown one."""
     if name not in FORMATS:
-        raise CompressError(f"unknown format '{name}': choose one of {', '.join(FORMATS)}")
+        raise CompressError(f"unknown format '{name}': choose one of {', '.join((PLAIN, *FORMATS))}")
     return import_module(FORMATS[name])
 
 
 def export_model(model: nn.Module, source: Path, out: Path, name: str, dtype: torch.dtype = torch.float16) -> int:
     """Write a compressed model as another library loads it to a new directory, whole or not at all.
 
-    name: of FORMATS. Compressed embeddings, and the head, become plain `dtype`: libraries expect no codes there. Returns
+    name: PLAIN or of FORMATS. Compressed embeddings, and the head, become plain `dtype`: libraries expect no codes there. Returns
     how many layers stay compressed. Raises CompressError, naming the layer, for a weight that the format cannot hold.
     """
-    module = format_module(name)
+    module = None if name == PLAIN else format_module(name)
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise CompressError(f"'{out}' exists: name a new directory")
     head = model.get_output_embeddings()
-    layers = {n: m for n, m in quantized_layers(model).items() if isinstance(m, QuantizedLinear) and m is not head}
+    compressed = quantized_layers(model) if module else {}
+    layers = {n: m for n, m in compressed.items() if isinstance(m, QuantizedLinear) and m is not head}
     tensors: dict[str, Tensor] = {}
     for layer_name, layer in layers.items():
         written = _written(module, layer_name, layer, name)
@@ -63,25 +63,28 @@ def export_model(model: nn.Module, source: Path, out: Path, name: str, dtype: to
     plain = sorted(n for n in dense if n.endswith(".weight"))
     tensors |= {n: t for n, t in dense.items() if n not in _tied(model)}
     config = json.loads(model.config.to_json_string(use_diff=False)) | {"dtype": str(dtype).removeprefix("torch.")}
-    if layers and (settings := module.settings(name, layers, plain)):
-        config["quantization_config"] = settings
+    if layers:
+        config["quantization_config"] = module.settings(name, layers, plain)
     _write(out, source, tensors, config)
     return len(layers)
 
 
 def import_model(folder: Path, dtype: torch.dtype = torch.float32) -> nn.Module:
-    """The model in a directory of one of FORMATS, its layers compressed as they lie there."""
+    """The model in a directory of one of FORMATS, its layers compressed as they lie there. Raises CompressError."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
     from compress.checkpoint import assign_tensors_
 
-    config = AutoConfig.from_pretrained(folder, local_files_only=True)
     settings = _settings(folder)
-    module = format_module(FORMAT_OF[settings["quant_method"]])
-    del config.quantization_config
+    module = format_module(settings["quant_method"])
     tensors = read_tensors(folder)
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config, dtype=dtype)
+    try:
+        config = AutoConfig.from_pretrained(folder, local_files_only=True)
+        del config.quantization_config
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(config, dtype=dtype)
+    except BROKEN as error:
+        raise CompressError(f"'{folder / 'config.json'}' describes no model: {type(error).__name__}") from error
     for name, layer in [(n, m) for n, m in model.named_modules() if isinstance(m, nn.Linear)]:
         if f"{name}.{module.MARK}" in tensors:
             own = {s: t for s in module.SUFFIXES if (t := tensors.pop(f"{name}.{s}", None)) is not None}
@@ -92,13 +95,10 @@ def import_model(folder: Path, dtype: torch.dtype = torch.float32) -> nn.Module:
     return model.eval()
 
 
-FORMAT_OF = {"aqlm": "aqlm", "gptq": "gptq", "compressed-tensors": "compressed-tensors", "spqr": "spqr"}
-
-
 def is_foreign(folder: Path) -> bool:
     """Whether a directory says that it holds a compressed model which `import_model` reads."""
     try:
-        return _settings(folder)["quant_method"] in FORMAT_OF
+        return _settings(folder)["quant_method"] in FORMATS
     except (OSError, ValueError, KeyError, TypeError):
         return False
 
@@ -113,7 +113,7 @@ def read_tensors(folder: Path) -> dict[str, Tensor]:
             tensors |= load_file(file)
         for file in old:
             tensors |= torch.load(file, map_location="cpu", weights_only=True)
-    except (OSError, SafetensorError, RuntimeError, ValueError, EOFError) as error:
+    except BROKEN as error:
         raise CompressError(f"'{file}' is damaged: {type(error).__name__}") from error
     except Exception as error:  # weights_only refuses anything but tensors with an UnpicklingError
         raise CompressError(f"'{file}' holds more than tensors and is not read: {type(error).__name__}") from error
@@ -138,7 +138,7 @@ def _read(
 ) -> Any:
     try:
         return module.read(tensors, shape, settings)
-    except (KeyError, RuntimeError, ValueError, IndexError, TypeError, AssertionError) as error:
+    except BROKEN as error:
         raise CompressError(f"the tensors of layer '{name}' do not fit together: {type(error).__name__}") from error
 
 
