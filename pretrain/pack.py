@@ -12,7 +12,7 @@ from array import array
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from functools import partial
+from functools import lru_cache, partial
 from itertools import islice
 from multiprocessing import get_context
 from pathlib import Path
@@ -155,9 +155,15 @@ def _prose(corpora: Path, name: str) -> Iterator[tuple[str, str]]:
 def _shard(out: Path, name: str) -> list[Mail]:
     """The mails of a job: "3.5" is shard 5 of version 3, whole authors; "validation" all that are kept aside."""
     if name == "validation":
-        return [m for m in read_mails(out) if m.part != "train"]
+        return [m for m in _every_mail(out) if m.part != "train"]
     shard = int(name.split(".")[1])
-    return [m for m in read_mails(out) if m.part == "train" and crc32(m.author.encode()) % SHARDS == shard]
+    return [m for m in _every_mail(out) if m.part == "train" and crc32(m.author.encode()) % SHARDS == shard]
+
+
+@lru_cache(maxsize=1)
+def _every_mail(out: Path) -> list[Mail]:
+    """All mails, read once by each process: reading takes as long as a job."""
+    return list(read_mails(out))
 
 
 def _plain_mail(form: str, listed: list[Mail], names: Names, name: str) -> Iterator[tuple[str, str]]:
