@@ -52,6 +52,12 @@ def layers() -> list[tuple[str, Tensor, Tensor]]:
     return [(name, model.get_submodule(name).weight.detach().clone(), seen[name]) for name in FIVE]
 
 
+@pytest.fixture(scope="session")
+def some_rows(layers: list[tuple[str, Tensor, Tensor]]) -> list[tuple[str, Tensor, Tensor]]:
+    """The layers with 96 of their outputs: enough where each output is compressed on its own."""
+    return [(name, w[:96].contiguous(), h) for name, w, h in layers]
+
+
 Layer = tuple[Tensor, Tensor]  # weight (N, D), Hessian (Q, D, D)
 
 

@@ -76,18 +76,18 @@ def relative(module, w: Tensor, h: Tensor, config) -> float:
 
 
 @pytest.mark.parametrize("bits", [2, 2.5, 3, 4])
-def test_gptq_beats_rounding_on_real_layers(bits: float, layers):
-    for (name, w, h), (act_order, static) in zip(layers, [*ORDERS, ORDERS[-1]], strict=True):
+def test_gptq_beats_rounding_on_real_layers(bits: float, some_rows):
+    for (name, w, h), (act_order, static) in zip(some_rows, [*ORDERS, ORDERS[-1]], strict=True):
         config = replace(Config.for_bits(bits), act_order=act_order, static_groups=static)
         rounded = relative(rtn, w, h, rtn.Config.for_bits(bits))
         assert relative(gptq, w, h, config) < 0.6 * rounded, (name, act_order, static)
 
 
-def test_the_order_of_activations_and_late_fits_and_the_search_pay(layers):
+def test_the_order_of_activations_and_late_fits_and_the_search_pay(some_rows):
     config = Config(3, 64, search=16, act_order=False, static_groups=False)
 
     def mean(**changes) -> float:
-        return sum(relative(gptq, w, h, replace(config, **changes)) for _, w, h in layers)
+        return sum(relative(gptq, w, h, replace(config, **changes)) for _, w, h in some_rows)
 
     assert mean(act_order=True) < mean() < mean(static_groups=True) and mean() < mean(search=0)
 

@@ -20,15 +20,15 @@ def relative(w: Tensor, h: Tensor, dense: Tensor) -> float:
 
 
 @pytest.mark.parametrize("bits", [2, 3])
-def test_lnq_beats_gptq_on_real_layers(bits: int, layers):
-    for name, w, h in layers:
+def test_lnq_beats_gptq_on_real_layers(bits: int, some_rows):
+    for name, w, h in some_rows:
         (ours,) = quantize([w], [h], Config(bits, rounds=1, cycles=2))
         (theirs,) = gptq.quantize([w], [h], gptq.Config.for_bits(bits))
         assert relative(w, h, ours.dense()) < relative(w, h, theirs.dense()), name
 
 
-def test_rounds_and_cycles_pay(layers):
-    _, w, h = layers[0]
+def test_rounds_and_cycles_pay(some_rows):
+    _, w, h = some_rows[0]
     errors = [
         relative(w, h, quantize([w], [h], Config(2, *steps))[0].dense()) for steps in ((0, 0), (1, 1), (1, 4), (3, 4))
     ]

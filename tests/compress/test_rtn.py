@@ -22,8 +22,8 @@ def test_every_weight_is_at_the_nearest_level_of_its_group(chance: torch.Generat
     assert torch.allclose((made.dense() - w).abs().view(5, 3, 32), distance, atol=1e-6)
 
 
-def test_the_search_and_small_groups_and_bits_pay(layers):
-    for name, w, h in layers:
+def test_the_search_and_small_groups_and_bits_pay(some_rows):
+    for name, w, h in some_rows:
         errors = [error(w, h, Config(bits, 64, search=n)) for bits in (2, 3, 4) for n in (0, 8)]
         assert errors == sorted(errors, reverse=True), name
         errors = [error(w, h, Config(3, group, search=8)) for group in (0, 128, 32)]

@@ -29,17 +29,17 @@ def relative(w: Tensor, h: Tensor, dense: Tensor) -> float:
 
 
 @pytest.mark.parametrize("threshold", [0.2, 0.6])
-def test_no_worse_than_the_published_steps_at_no_more_bits(threshold: float, layers):
-    for name, w, h in layers:
+def test_no_worse_than_the_published_steps_at_no_more_bits(threshold: float, some_rows):
+    for name, w, h in some_rows:
         (made,) = quantize([w], [h], Config(threshold=threshold))
         published = spqr(w, h[0], 3, 16, 3, 16, threshold, 0.01)
         assert relative(w, h, made.dense()) <= relative(w, h, published.weight), name
         assert len(made.sparse.values) <= published.outliers.sum(), f"{name}: all but the outliers takes the same"
 
 
-def test_better_than_gptq_with_groups_at_equal_bits_on_real_layers(layers):
+def test_better_than_gptq_with_groups_at_equal_bits_on_real_layers(some_rows):
     for bits, other in ((2, gptq.Config(2)), (2.5, gptq.Config(2, 32)), (4, gptq.Config(3, 20))):
-        for name, w, h in layers[-2:]:
+        for name, w, h in some_rows[-2:]:
             (ours,), (theirs,) = quantize([w], [h], Config.for_bits(bits)), gptq.quantize([w], [h], other)
             assert stored(ours) <= stored(theirs), (bits, name)
             assert relative(w, h, ours.dense()) < relative(w, h, theirs.dense()), (bits, name)
@@ -82,8 +82,8 @@ def test_an_outlier_is_kept_and_its_group_fitted_without_it(chance: torch.Genera
     assert (made.dense()[3, :16] - large[3, :16]).abs().max() < 0.2, "its neighbours do not pay for it"
 
 
-def test_a_lower_threshold_keeps_more_and_loses_less(layers):
-    _, w, h = layers[0]
+def test_a_lower_threshold_keeps_more_and_loses_less(some_rows):
+    _, w, h = some_rows[0]
     made = [quantize([w], [h], Config(threshold=t))[0] for t in (0.1, 0.3, 0.9, math.inf)]
     errors = [relative(w, h, m.dense()) for m in made]
     assert errors == sorted(errors) and made[-1].sparse is None
@@ -91,8 +91,8 @@ def test_a_lower_threshold_keeps_more_and_loses_less(layers):
     assert counts == sorted(counts, reverse=True) and counts[0] < 0.06 * w.numel()
 
 
-def test_the_order_of_activations_pays(layers):
-    for name, w, h in layers[:3]:
+def test_the_order_of_activations_pays(some_rows):
+    for name, w, h in some_rows[:3]:
         made = [quantize([w], [h], Config(act_order=o))[0] for o in (False, True)]
         assert relative(w, h, made[1].dense()) < relative(w, h, made[0].dense()), name
 
