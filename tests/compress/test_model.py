@@ -18,7 +18,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, Gemma3TextConfig, Phi3Config, Qwen3Config
 
-from compress import unfinished
+from compress import model, unfinished
 from compress.checkpoint import FILE, load_model
 from compress.errors import CompressError
 from compress.linear import quantized_layers
@@ -219,29 +219,21 @@ def test_tuning_the_whole_model_lowers_its_divergence(tiny_base: Path, text: Pat
     assert kl == pytest.approx(tuned["after"], rel=0.02), "the file holds what was judged"
 
 
-KILLED_TUNING = """
-import os, signal, sys
-from pathlib import Path
-from compress import model
-def die(*_, **__):
-    os.kill(os.getpid(), signal.SIGKILL)
-model.tune_model = die
-model.compress_model(sys.argv[1], sys.argv[2], "gptq", 3, Path(sys.argv[3]), model.Options(**eval(sys.argv[4])))
-"""
-
-
-def test_a_run_killed_while_the_whole_model_is_tuned_keeps_its_blocks(
-    tiny_base: Path, text: Path, tmp_path: Path, capfd
+def test_a_run_stopped_while_the_whole_model_is_tuned_keeps_its_blocks(
+    tiny_base: Path, text: Path, tmp_path: Path, monkeypatch, capfd
 ):
-    options = {"sequences": 6, "length": 24, "held_out": 2, "batch": 48, "finetune": 1}
-    arguments = [str(tiny_base), str(tmp_path / "killed"), str(text), repr(options)]
-    ran = subprocess.run([sys.executable, "-c", KILLED_TUNING, *arguments], cwd=ROOT, capture_output=True)
-    assert ran.returncode == -signal.SIGKILL, ran.stderr.decode()
-    assert (tmp_path / "killed.unfinished" / "1.safetensors").is_file() and not (tmp_path / "killed").exists()
-    for name in ("killed", "whole"):
-        compress_model(tiny_base, tmp_path / name, "gptq", 3, text, Options(**options))
-    assert capfd.readouterr().err.count("found") == 2, "both blocks lay there, once"
-    assert (tmp_path / "killed" / FILE).read_bytes() == (tmp_path / "whole" / FILE).read_bytes()
+    def stop(*_, **__) -> None:
+        raise KeyboardInterrupt
+
+    options = replace(SMALL, finetune=1)
+    with monkeypatch.context() as change, pytest.raises(KeyboardInterrupt):
+        change.setattr(model, "tune_model", stop)
+        compress_model(tiny_base, tmp_path / "stopped", "gptq", 3, text, options)
+    assert (tmp_path / "stopped.unfinished" / "1.safetensors").is_file() and not (tmp_path / "stopped").exists()
+    for name in ("stopped", "whole"):
+        compress_model(tiny_base, tmp_path / name, "gptq", 3, text, options)
+    assert capfd.readouterr().err.count(", found") == 2, "both blocks lay there, once"
+    assert (tmp_path / "stopped" / FILE).read_bytes() == (tmp_path / "whole" / FILE).read_bytes()
 
 
 WORKER = """
