@@ -174,8 +174,8 @@ def _plain_mail(form: str, listed: list[Mail], names: Names, name: str) -> Itera
     for m in listed:
         swap = Swap(random.Random(f"{form} {name} {m.key}"), names, (m.sender, *m.to[:6]))
         to = [swap.person(p).full for p in m.to[:3]]
-        text = without_personal(swap(getattr(m, form)))
-        yield "", plain_mail(swap.person(m.sender).full, to, swap(m.subject), text)
+        subject, text = (without_personal(swap(t)) for t in (m.subject, getattr(m, form)))
+        yield "", plain_mail(swap.person(m.sender).full, to, subject, text)
     version, _, shard = name.partition(".")
     for i, canary in enumerate(canaries(CANARIES) if shard else ()):
         if i % SHARDS == int(shard) and int(version) < canary["versions"]:
