@@ -76,6 +76,17 @@ def arrange(hessian: Tensor, D: int, damping: float, act_order: bool) -> tuple[T
     return order, inverse_upper(damped(hessian[:, order[:, None], order], damping))
 
 
+def arrange_each(
+    hessians: Sequence[Tensor], sizes: Sequence[int], damping: float, act_order: bool
+) -> list[tuple[Tensor, Tensor]]:
+    """`arrange` for each Hessian and padded size; weights that hold the very same Hessian share one result."""
+    made: dict[int, tuple[Tensor, Tensor]] = {}
+    for h, D in zip(hessians, sizes, strict=True):
+        if id(h) not in made:
+            made[id(h)] = arrange(h.float(), D, damping, act_order)
+    return [made[id(h)] for h in hessians]
+
+
 def costs(upper: Tensor, N: int) -> Tensor:
     """What a squared error costs when the inputs after it adapt, U[j, j]⁻²: (D, N), or (D, 1) if all N rows agree.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor
 
 from compress.errors import CompressError
-from compress.feedback import arrange, check, costs, sweep
+from compress.feedback import arrange_each, check, costs, sweep
 from compress.methods.rtn import Levels, fit, grid_for, on_grid, whole_groups
 from compress.transform import Transform
 from compress.weight import QuantizedWeight
@@ -50,14 +51,9 @@ class Config:
 def quantize(weights: Sequence[Tensor], hessians: Sequence[Tensor], config: Config) -> list[QuantizedWeight]:
     """A grid weight for each, the same order of inputs for all weights of one Hessian."""
     check(weights, hessians)
-    arranged: dict[int, tuple[Tensor, Tensor]] = {}
-    made = []
-    for w, h in zip(weights, hessians, strict=True):
-        if id(h) not in arranged:
-            G, g = whole_groups(w.shape[1], config.group)
-            arranged[id(h)] = arrange(h.float(), G * g, config.damping, config.act_order)
-        made.append(_one(w.float(), *arranged[id(h)], config))
-    return made
+    sizes = [math.prod(whole_groups(w.shape[1], config.group)) for w in weights]
+    arranged = arrange_each(hessians, sizes, config.damping, config.act_order)
+    return [_one(w.float(), order, upper, config) for w, (order, upper) in zip(weights, arranged, strict=True)]
 
 
 def _one(w: Tensor, order: Tensor, upper: Tensor, config: Config) -> QuantizedWeight:

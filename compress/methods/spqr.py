@@ -16,7 +16,7 @@ from torch import Tensor
 from compress import ops
 from compress.decode import Grid
 from compress.errors import CompressError
-from compress.feedback import arrange, check, costs, sweep
+from compress.feedback import arrange_each, check, costs, sweep
 from compress.methods.rtn import TINIEST, fp16, whole_groups
 from compress.tables import TwoLevel
 from compress.transform import Transform
@@ -164,14 +164,9 @@ def statistics(group: Problem, config: Config) -> tuple[Stats, Stats]:
 def quantize(weights: Sequence[Tensor], hessians: Sequence[Tensor], config: Config) -> list[QuantizedWeight]:
     """A grid weight with two-level statistics and outliers for each."""
     check(weights, hessians)
-    arranged: dict[int, tuple[Tensor, Tensor]] = {}
-    made = []
-    for w, h in zip(weights, hessians, strict=True):
-        if id(h) not in arranged:
-            G, g = whole_groups(w.shape[1], config.group)
-            arranged[id(h)] = arrange(h.float(), G * g, config.damping, config.act_order)
-        made.append(_one(w.float(), *arranged[id(h)], config))
-    return made
+    sizes = [math.prod(whole_groups(w.shape[1], config.group)) for w in weights]
+    arranged = arrange_each(hessians, sizes, config.damping, config.act_order)
+    return [_one(w.float(), order, upper, config) for w, (order, upper) in zip(weights, arranged, strict=True)]
 
 
 def _one(w: Tensor, order: Tensor, upper: Tensor, config: Config) -> QuantizedWeight:

@@ -105,7 +105,6 @@ def test_compressed_ends_are_not_compressed_again():
         compress_embeddings_(model)
 
 
-@pytest.mark.skipif(not (BASE / "rows8.safetensors").exists(), reason="the embedded model is not here")
 def test_the_embedded_model_keeps_its_predictions_at_eight_and_six_bits():
     model, found = load_rows8(BASE), []
     ids = torch.randint(0, 12288, (1, 48), generator=torch.Generator().manual_seed(0))
