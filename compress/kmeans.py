@@ -34,7 +34,8 @@ def least(errors: Tensor, count: int) -> tuple[Tensor, Tensor]:
 
 def _least_of_segments(errors: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """`least` for many candidates: the best of each segment, and the least of those."""
-    padded = F.pad(errors, (0, -errors.shape[1] % SEGMENT), value=torch.inf).view(-1, SEGMENT)
+    beyond = torch.finfo(errors.dtype).max  # an infinity with an index in its low bits is not a number
+    padded = F.pad(errors, (0, -errors.shape[1] % SEGMENT), value=beyond).view(-1, SEGMENT)
     value, place = (t.view(len(errors), -1) for t in least(padded, 1))
     value, segment = value.topk(count, largest=False)
     return value, segment * SEGMENT + place.gather(1, segment)
