@@ -11,6 +11,10 @@ TORCH  ?= torch>=2.6,<2.14
 endif
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 
+# Panza's own kernels need a C++ compiler; without one torch does the work.
+NATIVE := $(if $(shell command -v $(or $(CXX),c++) 2>/dev/null),1,0)
+SOURCES := pyproject.toml $(wildcard kernels/CMakeLists.txt kernels/*.cpp kernels/cpu/*.?pp kernels/cpu/isa/*.?pp)
+
 .PHONY: run test install check clean
 run: $(VENV)/.installed
 	$(BIN)/panza demo
@@ -28,13 +32,13 @@ $(VENV)/.torch:
 	$(BIN)/pip install --quiet --disable-pip-version-check '$(TORCH)' 2>/dev/null || $(BIN)/pip install --disable-pip-version-check --index-url $(TORCH_INDEX) '$(TORCH)'
 	@touch $@
 
-$(VENV)/.installed: $(VENV)/.torch pyproject.toml
+$(VENV)/.installed: $(VENV)/.torch $(SOURCES)
 	@echo "Installing Panza and its libraries (about 1.3 GB, one to three minutes)"
-	$(BIN)/pip install --quiet --disable-pip-version-check --editable .
+	PANZA_NATIVE=$(NATIVE) $(BIN)/pip install --quiet --disable-pip-version-check --editable .
 	@touch $@
 
 $(VENV)/.installed-test: $(VENV)/.installed
-	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[test]'
+	PANZA_NATIVE=$(NATIVE) $(BIN)/pip install --quiet --disable-pip-version-check --editable '.[test]'
 	@touch $@
 
 clean:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import mailbox
-import os
-import zlib
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -67,22 +65,6 @@ def correlated(N: int, D: int, tokens: int, chance: torch.Generator, Q: int = 1)
     mix = torch.randn(D, D, generator=chance) * torch.logspace(1, -1, D)
     x = torch.randn(Q, tokens, D, generator=chance) @ mix
     return torch.randn(N, D, generator=chance), x.transpose(1, 2) @ x / tokens
-
-
-@pytest.fixture
-def chance(request: pytest.FixtureRequest) -> torch.Generator:
-    """A generator with another seed in every run; a failing test prints it. PANZA_SEED sets it.
-
-    Where CI is set it is the test's own, as hypothesis does it: there a change is judged, and by the same numbers twice.
-    """
-    if "PANZA_SEED" in os.environ:
-        seed = int(os.environ["PANZA_SEED"])
-    elif os.environ.get("CI"):
-        seed = zlib.crc32(request.node.nodeid.encode())
-    else:
-        seed = int.from_bytes(os.urandom(4), "little")
-    print("seed", seed)
-    return torch.Generator().manual_seed(seed)
 
 
 def without(layer: Layer, inputs: slice = slice(0), outputs: slice = slice(0)) -> Layer:

@@ -1,0 +1,112 @@
+// The extension module compress._kernels: numpy arrays in, numpy arrays out. Errors are ValueError; the GIL is released.
+#include <nanobind/nanobind.h>
+#include <nanobind/ndarray.h>
+#include <nanobind/stl/optional.h>
+#include <nanobind/stl/pair.h>
+#include <nanobind/stl/shared_ptr.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/vector.h>
+
+#include "cpu/linear.hpp"
+
+namespace nb = nanobind;
+using namespace nb::literals;
+using namespace panza;
+
+namespace {
+
+template <class T>
+using Array = nb::ndarray<const T, nb::numpy, nb::device::cpu, nb::c_contig>;
+using Floats = Array<float>;
+using Matrix = nb::ndarray<const float, nb::numpy, nb::device::cpu, nb::c_contig, nb::ndim<2>>;
+
+template <class T>
+std::vector<T> vector_of(const Array<T>& a) { return std::vector<T>(a.data(), a.data() + a.size()); }
+
+template <class T>
+Buffer buffer_of(const Array<T>& a) { return Buffer(a.data(), a.size() * sizeof(T)); }
+
+nb::ndarray<nb::numpy, float> result(std::unique_ptr<float[]> data, size_t rows, size_t columns) {
+    float* p = data.release();
+    nb::capsule owner(p, [](void* q) noexcept { delete[] static_cast<float*>(q); });
+    return nb::ndarray<nb::numpy, float>(p, {rows, columns}, owner);
+}
+
+Tables tables_of(const std::optional<Matrix>& scale, const std::optional<Matrix>& zero, const std::optional<Floats>& values) {
+    Tables t;
+    if (scale) t.scale.assign(scale->data(), scale->data() + scale->size()), t.scale_groups = (int)scale->shape(1);
+    if (zero) t.zero.assign(zero->data(), zero->data() + zero->size()), t.zero_groups = (int)zero->shape(1);
+    if (values) t.values = vector_of(*values);
+    return t;
+}
+
+const Isa& chosen(const std::string& name) {
+    if (name.empty()) return isa();
+    if (const Isa* found = isa(name.c_str())) return *found;
+    throw std::invalid_argument("this computer does not run '" + name + "'");
+}
+
+std::unique_ptr<Core> core_of(const std::string& kind, int N, int D, const std::vector<int>& n, const nb::ndarray<nb::numpy, nb::device::cpu, nb::c_contig, nb::ro>& codes,
+                              Tables tables, const Isa& isa) {
+    Buffer data(codes.data(), codes.nbytes());
+    if (kind == "grid" && n.size() == 1) return make_grid(N, D, n[0], std::move(data), std::move(tables), isa);
+    if (kind == "lut" && n.size() == 2) return make_lut(N, D, n[0], n[1], std::move(data), std::move(tables), isa);
+    if (kind == "additive" && n.size() == 3) return make_additive(N, D, n[0], n[1], n[2], std::move(data), std::move(tables), isa);
+    if (kind == "trellis" && n.size() == 2) return make_trellis(N, D, n[0], n[1], std::move(data), std::move(tables), isa);
+    if (kind == "float16") return make_dense(N, D, std::move(data), false, isa);
+    if (kind == "bfloat16") return make_dense(N, D, std::move(data), true, isa);
+    throw std::invalid_argument("unknown kind of codes '" + kind + "'");
+}
+
+Side side_of(int block, const std::optional<Floats>& signs) { return {block, signs ? vector_of(*signs) : std::vector<float>()}; }
+
+}  // namespace
+
+NB_MODULE(_kernels, m) {
+    m.def("isa", [] { return std::string(isa().name); }, "The instruction set in use.");
+    m.def("isas", [] {
+        std::vector<std::string> names;
+        for (auto n = isas(); *n; n++) names.emplace_back(*n);
+        return names;
+    }, "Those that this computer runs, the best last.");
+
+    nb::class_<Pool>(m, "Pool").def(nb::init<int>(), "threads"_a).def_prop_ro("threads", &Pool::threads);
+
+    nb::class_<Linear>(m, "Linear")
+        .def("__init__", [](Linear* self, int outputs, int inputs, const std::string& kind, int N, int D, const std::vector<int>& numbers,
+                            const nb::ndarray<nb::numpy, nb::device::cpu, nb::c_contig, nb::ro>& codes, std::optional<Matrix> scale, std::optional<Matrix> zero,
+                            std::optional<Floats> values, const std::string& name) {
+            const Isa& isa = chosen(name);
+            new (self) Linear(outputs, inputs, core_of(kind, N, D, numbers, codes, tables_of(scale, zero, values), isa), isa);
+        }, "outputs"_a, "inputs"_a, "kind"_a, "N"_a, "D"_a, "numbers"_a, "codes"_a, "scale"_a.none() = nb::none(), "zero"_a.none() = nb::none(),
+           "values"_a.none() = nb::none(), "isa"_a = "")
+        .def("set_transform", [](Linear& self, int in_block, std::optional<Floats> in_signs, int out_block, std::optional<Floats> out_signs,
+                                 std::optional<Array<int32_t>> order) {
+            self.set_transform(side_of(in_block, in_signs), side_of(out_block, out_signs), order ? vector_of(*order) : std::vector<int32_t>());
+        }, "in_block"_a, "in_signs"_a.none(), "out_block"_a, "out_signs"_a.none(), "order"_a.none())
+        .def("set_sparse", [](Linear& self, Array<int32_t> starts, Array<uint16_t> columns, Floats values) {
+            self.set_sparse({vector_of(starts), vector_of(columns), vector_of(values)});
+        }, "starts"_a, "columns"_a, "values"_a)
+        .def("set_bias", [](Linear& self, Floats bias) { self.set_bias(vector_of(bias)); }, "bias"_a)
+        .def("add_low_rank", [](Linear& self, Matrix A, Matrix B, float scale) {
+            self.add_low_rank({(int)A.shape(0), scale, {A.data(), A.data() + A.size()}, {B.data(), B.data() + B.size()}});
+        }, "A"_a, "B"_a, "scale"_a = 1.f)
+        .def_prop_ro("shape", [](const Linear& self) { return std::pair(self.outputs(), self.inputs()); })
+        .def_prop_ro("bytes", &Linear::bytes)
+        .def("multiply", [](const Linear& self, Matrix x, Pool& pool) {
+            if ((int)x.shape(1) != self.inputs()) throw std::invalid_argument("x has " + std::to_string(x.shape(1)) + " inputs, the weight " + std::to_string(self.inputs()));
+            const size_t tokens = x.shape(0), N = self.outputs();
+            auto y = std::make_unique<float[]>(tokens * N);
+            {
+                nb::gil_scoped_release release;
+                self.multiply(x.data(), (int)tokens, y.get(), pool);
+            }
+            return result(std::move(y), tokens, N);
+        }, "x"_a, "pool"_a, "x (tokens, inputs) times the transpose: (tokens, outputs).")
+        .def("decode", [](const Linear& self) {
+            const Core& core = self.core();
+            auto w = std::make_unique<float[]>((size_t)core.N() * core.D());
+            core.decode(0, core.N(), w.get());
+            return result(std::move(w), core.N(), core.D());
+        }, "The coded core: (N, D) of the padded size.");
+}

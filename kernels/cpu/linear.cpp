@@ -1,0 +1,136 @@
+#include "linear.hpp"
+
+#include <algorithm>
+#include <stdexcept>
+
+namespace panza {
+
+namespace {
+
+void expect(bool holds, const char* what) {
+    if (!holds) throw std::invalid_argument(what);
+}
+
+bool fits(const Side& side, int n) {
+    return side.block >= 1 && (side.block & (side.block - 1)) == 0 && n % side.block == 0 &&
+           (side.signs.empty() || side.signs.size() == (size_t)n);
+}
+
+void flip(const Side& side, float* x, int n) {
+    if (!side.signs.empty())
+        for (int i = 0; i < n; i++) x[i] *= side.signs[i];
+}
+
+}  // namespace
+
+Linear::Linear(int outputs, int inputs, std::unique_ptr<Core> core, const Isa& isa)
+    : N_(outputs), D_(inputs), core_(std::move(core)), isa_(isa) {
+    expect(N_ > 0 && D_ > 0 && core_->N() >= N_ && core_->D() >= D_, "codes cover the weight");
+}
+
+void Linear::set_transform(Side in, Side out, std::vector<int32_t> order) {
+    const int D = core_->D();
+    expect(fits(in, D) && fits(out, core_->N()), "a block divides its side");
+    expect(order.empty() || order.size() == (size_t)D, "an order has one place for each input");
+    std::vector<bool> seen(order.size());
+    for (int32_t i : order) {
+        expect(i >= 0 && i < D && !seen[i], "its order of inputs is no permutation");
+        seen[i] = true;
+    }
+    in_ = std::move(in), out_ = std::move(out), order_ = std::move(order);
+}
+
+void Linear::set_sparse(Sparse s) {
+    expect(s.starts.size() == (size_t)N_ + 1 && s.starts[0] == 0, "its rows do not count its outliers");
+    for (int n = 0; n < N_; n++) expect(s.starts[n] <= s.starts[n + 1], "its rows do not count its outliers");
+    expect((size_t)s.starts[N_] == s.values.size() && s.columns.size() == s.values.size(), "its rows do not count its outliers");
+    for (uint16_t c : s.columns) expect(c < D_, "it has outliers beyond its inputs");
+    sparse_ = std::move(s);
+}
+
+void Linear::set_bias(std::vector<float> bias) {
+    expect(bias.size() == (size_t)N_, "a bias has one number for each output");
+    bias_ = std::move(bias);
+}
+
+void Linear::add_low_rank(LowRank part) {
+    expect(part.rank > 0 && part.A.size() == (size_t)part.rank * D_ && part.B.size() == (size_t)part.rank * N_,
+           "a low-rank part has A (rank, inputs) and B (outputs, rank)");
+    low_rank_.push_back(std::move(part));
+}
+
+size_t Linear::bytes() const {
+    size_t sum = core_->bytes() + 4 * bias_.size();
+    if (sparse_) sum += 4 * sparse_->starts.size() + 6 * sparse_->values.size();
+    for (const auto& part : low_rank_) sum += 4 * (part.A.size() + part.B.size());
+    return sum;
+}
+
+void Linear::multiply(const float* x, int tokens, float* y, Pool& pool) const {
+    static thread_local Buffer inputs, outputs;
+    const int N = core_->N(), D = core_->D();
+    const float* into = x;
+    if (D != D_ || !order_.empty() || in_.block > 1 || !in_.signs.empty()) {
+        inputs.grow((size_t)tokens * D * sizeof(float));
+        float* p = inputs.as<float>();
+        into = p;
+        for (int t = 0; t < tokens; t++, p += D) {
+            const float* from = x + (size_t)t * D_;
+            if (order_.empty()) {
+                std::copy(from, from + D_, p);
+                std::fill(p + D_, p + D, 0.f);
+            } else {
+                for (int d = 0; d < D; d++) p[d] = order_[d] < D_ ? from[order_[d]] : 0.f;
+            }
+            flip(in_, p, D);
+            isa_.numerics->hadamard(p, D, in_.block);
+        }
+    }
+    float* out = y;
+    if (N != N_) {
+        outputs.grow((size_t)tokens * N * sizeof(float));
+        out = outputs.as<float>();
+    }
+    core_->multiply(into, tokens, out, pool);
+    for (int t = 0; t < tokens; t++) {
+        float *made = out + (size_t)t * N, *to = y + (size_t)t * N_;
+        isa_.numerics->hadamard(made, N, out_.block);
+        flip(out_, made, N);
+        if (made != to) std::copy(made, made + N_, to);
+        const float* from = x + (size_t)t * D_;
+        if (sparse_)
+            for (int n = 0; n < N_; n++)
+                for (int32_t i = sparse_->starts[n]; i < sparse_->starts[n + 1]; i++)
+                    to[n] += sparse_->values[i] * from[sparse_->columns[i]];
+        for (const auto& part : low_rank_) {
+            float middle[64];
+            for (int first = 0; first < part.rank; first += 64) {
+                const int last = std::min(part.rank, first + 64);
+                for (int r = first; r < last; r++) middle[r - first] = part.scale * isa_.numerics->dot(part.A.data() + (size_t)r * D_, from, D_);
+                for (int n = 0; n < N_; n++) to[n] += isa_.numerics->dot(part.B.data() + (size_t)n * part.rank + first, middle, last - first);
+            }
+        }
+        for (size_t n = 0; n < bias_.size(); n++) to[n] += bias_[n];
+    }
+}
+
+void Linear::row(int row, float* out) const {
+    static thread_local Buffer padded;
+    const int D = core_->D();
+    padded.grow((size_t)D * sizeof(float));
+    float* p = padded.as<float>();
+    core_->decode(row, row + 1, p);
+    isa_.numerics->hadamard(p, D, in_.block);
+    flip(in_, p, D);
+    if (order_.empty()) std::copy(p, p + D_, out);
+    else
+        for (int d = 0; d < D; d++)
+            if (order_[d] < D_) out[order_[d]] = p[d];
+    if (sparse_)
+        for (int32_t i = sparse_->starts[row]; i < sparse_->starts[row + 1]; i++) out[sparse_->columns[i]] += sparse_->values[i];
+    for (const auto& part : low_rank_)
+        for (int r = 0; r < part.rank; r++)
+            isa_.numerics->add_scaled(out, part.A.data() + (size_t)r * D_, part.scale * part.B[(size_t)row * part.rank + r], D_);
+}
+
+}  // namespace panza

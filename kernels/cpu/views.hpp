@@ -1,0 +1,71 @@
+// What kernels see of a coded weight: sizes and pointers, nothing that owns memory.
+//
+// Letters as in compress/ops.py: N outputs, D inputs, G groups along the inputs, K new bits a weight. Codes lie as in the
+// file unless a kind says so: row by row, the least significant bit first. Every array of codes is followed by PAD
+// readable bytes, so that a kernel may load whole registers.
+#pragma once
+
+#include <stddef.h>
+#include <stdint.h>
+
+namespace panza {
+
+constexpr size_t PAD = 64;
+
+// Scales of a (N, D) weight: (N, groups), or null for 1.
+struct Scales {
+    const float* values;
+    int groups;
+};
+
+// Each view ends with `packed`: the codes in the order in which its kernel reads them, or null if that is the file's.
+
+// weight = code - zero; zero: (N, groups) or null for 2^(bits-1).
+struct GridView {
+    int N, D, bits;
+    const uint8_t* codes;  // N rows of `stride` bytes
+    size_t stride;
+    Scales scale;
+    const float* zero;
+    int zero_groups;
+    const void* packed;
+};
+
+// weight = levels[row][code]; one row of levels for all when rows is 1.
+struct LutView {
+    int N, D, bits, rows;
+    const uint8_t* codes;
+    size_t stride;
+    const float* levels;
+    Scales scale;
+    const void* packed;
+};
+
+// Neighbouring `group` weights are the sum over m of words[m][code].
+struct AdditiveView {
+    int N, D, books, bits, group;
+    const uint8_t* codes;
+    size_t stride;
+    const float* words;  // (books, 2^bits, group)
+    Scales scale;
+    const void* packed;
+};
+
+// weight = lut[window]; 16 outputs are one chain, see compress/decode.py.
+struct TrellisView {
+    int N, D, step, window;
+    const uint8_t* codes;  // N/16 chains of `stride` bytes
+    size_t stride;
+    const float* lut;
+    Scales scale;
+    const void* packed;
+};
+
+// The inputs of a product: tokens of D floats each, one after the other.
+struct Inputs {
+    const float* x;
+    int tokens;
+    const void* prepared;  // what the kind's `prepare` made of x, or null
+};
+
+}  // namespace panza
