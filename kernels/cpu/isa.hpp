@@ -35,6 +35,7 @@ struct Numerics {
     void (*from_bfloat)(const uint16_t* x, float* y, size_t n);
     float (*dot)(const float* a, const float* b, int n);
     void (*add_scaled)(float* y, const float* x, float scale, int n);  // y += scale x
+    uint64_t (*sum)(const uint64_t* x, size_t n);  // of n words, modulo 2^64: what reading memory costs, and no more
 };
 
 struct Isa {

@@ -149,9 +149,12 @@ def test_the_set_can_be_forced(monkeypatch: pytest.MonkeyPatch):
     import sys
 
     code = "from compress import _kernels; print(_kernels.isa())"
-    run = lambda name: subprocess.run(
-        [sys.executable, "-c", code], env=os.environ | {"PANZA_ISA": name}, capture_output=True, text=True
-    )  # noqa: E731
+
+    def run(name: str) -> subprocess.CompletedProcess:
+        return subprocess.run(
+            [sys.executable, "-c", code], env=os.environ | {"PANZA_ISA": name}, capture_output=True, text=True
+        )
+
     assert run("plain").stdout.strip() == "plain"
     wrong = run("sse9")
     assert wrong.returncode == 1 and "this computer runs plain" in wrong.stderr

@@ -61,6 +61,17 @@ static void from_bfloat(const uint16_t* x, float* y, size_t n) {
     }
 }
 
-const Numerics NUMERICS = {matmul, hadamard, from_half, from_bfloat, dot, add_scaled};
+static uint64_t sum(const uint64_t* x, size_t n) {
+    uint64_t sums[32] = {};
+    size_t i = 0;
+    for (; i + 32 <= n; i += 32)
+        for (int j = 0; j < 32; j++) sums[j] += x[i + j];
+    uint64_t all = 0;
+    for (; i < n; i++) all += x[i];
+    for (int j = 0; j < 32; j++) all += sums[j];
+    return all;
+}
+
+const Numerics NUMERICS = {matmul, hadamard, from_half, from_bfloat, dot, add_scaled, sum};
 
 }  // namespace panza::PANZA_ISA
