@@ -1,26 +1,23 @@
-"""Compressed weights for the native kernels. Knows the extension `compress._kernels`; without it, torch does the work.
+"""Compressed weights for the native kernels. Knows the extension `compress._kernels` and numpy; loads no torch.
 
-The definition of everything here is `QuantizedWeight.dense` and a product with it.
+The definition of everything here is `compress.weight.QuantizedWeight.dense` and a product with it.
 """
 
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
-
-from compress import ops
-from compress.decode import Additive, Grid, Lut, Trellis
-from compress.weight import QuantizedWeight
 
 try:
     from compress import _kernels
-except ImportError:  # built without a compiler
+except ImportError:  # installed without a compiler
     _kernels = None
+
+Arrays = Mapping[str, np.ndarray]
 
 
 def available() -> bool:
@@ -29,10 +26,9 @@ def available() -> bool:
 
 
 def cores() -> int:
-    """Cores that this process may use: one thread each, hyper-threads counted once where the system tells."""
-    allowed = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
-    siblings = {_siblings(cpu) for cpu in allowed}
-    return max(1, len(siblings))
+    """Physical cores that this process may use."""
+    allowed = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
+    return max(1, len({_siblings(cpu) for cpu in allowed}))
 
 
 def _siblings(cpu: int) -> str:
@@ -49,57 +45,120 @@ def pool(threads: int = 0) -> Any:
     return _kernels.Pool(threads or cores())
 
 
-def linear(weight: QuantizedWeight, bias: Tensor | None = None, isa: str = "") -> Any:
-    """A native copy of a weight: `.multiply(x, pool)` is `x @ weight.dense().T + bias`. isa: "" for the best."""
-    kind, numbers, values = _codes(weight.decode)
-    decode, zero = weight.decode, getattr(weight.decode, "zero", None)
+def linear(weight: Any, bias: Any = None, isa: str = "") -> Any:
+    """A native copy of a QuantizedWeight: `.multiply(x, pool)` is `x @ weight.dense().T + bias`. isa: "" for the best."""
+    arrays = {name: array(tensor) for name, tensor in weight.state_dict().items()}
+    return from_spec(weight.spec(), arrays, None if bias is None else bias.detach().float().cpu().numpy(), isa)
+
+
+def from_spec(spec: dict[str, Any], arrays: Arrays, bias: np.ndarray | None = None, isa: str = "") -> Any:
+    """As `linear`, of a weight as it lies in a file: QuantizedWeight.spec() and the tensors of its state by name."""
+    N, D = spec["decode"]["padded"]
+    kind, numbers, values = _codes(spec["decode"], arrays)
+    scale = _table(spec["scale"], "scale", N, arrays) if "scale" in spec else None
+    zero = _table(spec["decode"]["zero"], "decode.zero", N, arrays) if "zero" in spec["decode"] else None
     made = _kernels.Linear(
-        *weight.shape, kind, decode.N, decode.D, numbers, _array(decode.codes),
-        None if weight.scale is None else _array(weight.scale()), None if zero is None else _array(zero()),
-        None if values is None else _array(values.flatten()), isa,
-    )  # fmt: skip
-    t = weight.transform
-    if t.in_signs is not None or t.out_signs is not None or t.order is not None:
+        *spec["shape"], kind, N, D, numbers, _whole(arrays["decode.codes"]), scale, zero, values, isa
+    )
+    transform = spec["transform"]
+    if transform["in_block"] > 1 or transform["out_block"] > 1 or transform["permuted"]:
         signs = [
-            None if s is None else _array(1.0 - 2 * ops.unpack(s, n, 1))
-            for s, n in ((t.in_signs, t.D), (t.out_signs, t.N))
+            _signs(arrays[f"transform.{side}_signs"], n) if transform[f"{side}_block"] > 1 else None
+            for side, n in (("in", D), ("out", N))
         ]
-        made.set_transform(t.in_block, signs[0], t.out_block, signs[1], None if t.order is None else _array(t.order))
-    if weight.sparse is not None:
+        order = _whole(arrays["transform.order"]) if transform["permuted"] else None
+        made.set_transform(transform["in_block"], signs[0], transform["out_block"], signs[1], order)
+    if "sparse" in spec:
         made.set_sparse(
-            *(_array(p) for p in (weight.sparse.starts, weight.sparse.columns, weight.sparse.values.float()))
+            _whole(arrays["sparse.starts"]), _whole(arrays["sparse.columns"]), _floats(arrays["sparse.values"])
         )
-    if weight.low_rank is not None:
-        made.add_low_rank(_array(weight.low_rank.A.float()), _array(weight.low_rank.B.float()))
+    if "low_rank" in spec:
+        made.add_low_rank(_floats(arrays["low_rank.A"]), _floats(arrays["low_rank.B"]))
     if bias is not None:
-        made.set_bias(_array(bias.float()))
+        made.set_bias(_floats(bias))
     return made
 
 
-def dense(weight: Tensor, bias: Tensor | None = None, isa: str = "") -> Any:
-    """As `linear`, of a plain (N, D) weight, kept as fp16 or bf16 (an fp32 one as fp16)."""
-    half = weight if weight.dtype == torch.bfloat16 else weight.half()
-    bits = half.detach().contiguous().view(torch.int16).numpy()
-    kind = "bfloat16" if half.dtype == torch.bfloat16 else "float16"
-    made = _kernels.Linear(*weight.shape, kind, *weight.shape, [], bits, None, None, None, isa)
+def rows8(codes: np.ndarray, scale: np.ndarray, isa: str = "") -> Any:
+    """int8 rows (N, D) with one scale each (N,): see compress.rows8."""
+    N, D = codes.shape
+    unsigned = (codes.view(np.uint8) ^ 128).reshape(N, D)  # code + 128, whose zero is 128
+    return _kernels.Linear(N, D, "grid", N, D, [8], unsigned, _floats(scale).reshape(N, 1), None, None, isa)
+
+
+def dense(weight: np.ndarray, bias: np.ndarray | None = None, isa: str = "") -> Any:
+    """A plain (N, D) weight: fp16, or bf16 as its bits (uint16); fp32 becomes fp16."""
+    half = weight if weight.dtype == np.uint16 else weight.astype(np.float16)
+    kind = "bfloat16" if weight.dtype == np.uint16 else "float16"
+    made = _kernels.Linear(*weight.shape, kind, *weight.shape, [], _whole(half).view(np.uint8), None, None, None, isa)
     if bias is not None:
-        made.set_bias(_array(bias.float()))
+        made.set_bias(_floats(bias))
     return made
 
 
-def _codes(decode: torch.nn.Module) -> tuple[str, list[int], Tensor | None]:
+def array(tensor: Any) -> np.ndarray:
+    """A torch tensor as an array; bf16 as its bits (uint16)."""
+    tensor = tensor.detach().cpu().contiguous()
+    if str(tensor.dtype) != "torch.bfloat16":
+        return tensor.numpy()
+    import torch
+
+    return tensor.view(torch.int16).numpy().view(np.uint16)
+
+
+def _codes(decode: dict[str, Any], arrays: Arrays) -> tuple[str, list[int], np.ndarray | None]:
     """(kind, its numbers, its table) as the extension takes them."""
-    match decode:
-        case Grid():
-            return "grid", [decode.bits], None
-        case Lut():
-            return "lut", [decode.bits, decode.rows], decode.levels.float()
-        case Additive():
-            return "additive", [decode.books, decode.bits, decode.group], decode.words()
-        case Trellis():
-            return "trellis", [decode.step, decode.window], decode.lut.float()
-    raise TypeError(type(decode).__name__)
+    kind = decode["kind"]
+    match kind:
+        case "grid":
+            return kind, [decode["bits"]], None
+        case "lut":
+            return kind, [decode["bits"], decode["rows"]], _floats(arrays["decode.levels"]).ravel()
+        case "additive":
+            words = _floats(arrays["decode.codebooks"])
+            words = words * _floats(arrays["decode.step"]) if decode["int8"] else words
+            return kind, [decode["books"], decode["bits"], decode["group"]], words.ravel()
+        case "trellis":
+            return kind, [decode["step"], decode["window"]], _floats(arrays["decode.lut"])
+    raise ValueError(f"unknown kind '{kind}'")
 
 
-def _array(t: Tensor) -> np.ndarray:
-    return np.ascontiguousarray(t.detach().cpu().numpy())
+def _table(spec: dict[str, Any], name: str, N: int, arrays: Arrays) -> np.ndarray:
+    """(N, groups) fp32: the tables of compress.tables."""
+    groups = spec["groups"]
+    match spec["kind"]:
+        case "real":
+            return _floats(arrays[f"{name}.values"])
+        case "whole":
+            return unpack(arrays[f"{name}.codes"], groups, spec["bits"]).astype(np.float32)
+        case "two_level":
+            codes = unpack(arrays[f"{name}.codes"], groups, spec["bits"]).astype(np.float32)
+            scale, zero = (
+                _floats(arrays[f"{name}.{part}"]).repeat(min(spec["rows"], N), 0)[:N] for part in ("scale", "zero")
+            )
+            return _whole(scale * (codes - zero))
+    raise ValueError(f"unknown table '{spec['kind']}'")
+
+
+def unpack(packed: np.ndarray, count: int, bits: int) -> np.ndarray:
+    """(..., bytes) uint8 -> (..., count) int32: compress.ops.unpack."""
+    at = np.arange(count) * bits
+    stream = np.pad(packed, [(0, 0)] * (packed.ndim - 1) + [(0, 2)]).astype(np.int32)
+    byte = at >> 3
+    value = stream[..., byte] | stream[..., byte + 1] << 8 | stream[..., byte + 2] << 16
+    return value >> (at & 7) & (1 << bits) - 1
+
+
+def _signs(packed: np.ndarray, n: int) -> np.ndarray:
+    return (1.0 - 2 * unpack(packed, n, 1)).astype(np.float32)
+
+
+def _floats(array: np.ndarray) -> np.ndarray:
+    """fp32; an array of uint16 is bf16."""
+    if array.dtype == np.uint16:
+        return (array.astype(np.uint32) << 16).view(np.float32)
+    return np.ascontiguousarray(array, np.float32)
+
+
+def _whole(array: np.ndarray) -> np.ndarray:
+    return np.ascontiguousarray(array)

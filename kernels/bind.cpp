@@ -9,6 +9,8 @@
 
 #include "cpu/linear.hpp"
 
+void bind_model(nanobind::module_& m);
+
 namespace nb = nanobind;
 using namespace nb::literals;
 using namespace panza;
@@ -117,4 +119,6 @@ NB_MODULE(_kernels, m) {
             core.decode(0, core.N(), w.get());
             return result(std::move(w), core.N(), core.D());
         }, "The coded core: (N, D) of the padded size.");
+
+    bind_model(m);
 }

@@ -1,6 +1,7 @@
 #include "core.hpp"
 
 #include <algorithm>
+#include <cstdlib>
 #include <new>
 #include <stdexcept>
 #include <string>
@@ -8,12 +9,12 @@
 namespace panza {
 
 Buffer::Buffer(size_t bytes) : size_(bytes) {
-    const size_t whole = (bytes + PAD + 63) / 64 * 64;
-    data_.reset(static_cast<uint8_t*>(::operator new(whole, std::align_val_t(64))));
-    std::memset(data_.get(), 0, whole);
+    memory_.reset(std::calloc(bytes + PAD + 64, 1));
+    if (!memory_) throw std::bad_alloc();
+    data_ = reinterpret_cast<uint8_t*>((reinterpret_cast<uintptr_t>(memory_.get()) + 63) / 64 * 64);
 }
 
-void Buffer::Free::operator()(uint8_t* p) const { ::operator delete(p, std::align_val_t(64)); }
+void Buffer::Free::operator()(void* p) const { std::free(p); }
 
 namespace {
 

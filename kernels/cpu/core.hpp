@@ -14,16 +14,17 @@ namespace panza {
 class Buffer {
 public:
     Buffer() = default;
-    explicit Buffer(size_t bytes);
-    Buffer(const void* data, size_t bytes) : Buffer(bytes) { std::memcpy(data_.get(), data, bytes); }
+    explicit Buffer(size_t bytes);  // zeros; pages that nobody writes take no memory
+    Buffer(const void* data, size_t bytes) : Buffer(bytes) { std::memcpy(data_, data, bytes); }
     template <class T = uint8_t>
-    T* as() const { return reinterpret_cast<T*>(data_.get()); }
+    T* as() const { return reinterpret_cast<T*>(data_); }
     size_t size() const { return size_; }
     void grow(size_t bytes) { if (bytes > size_) *this = Buffer(bytes); }  // what was in it is lost
 
 private:
-    struct Free { void operator()(uint8_t* p) const; };
-    std::unique_ptr<uint8_t, Free> data_;
+    struct Free { void operator()(void* p) const; };
+    std::unique_ptr<void, Free> memory_;
+    uint8_t* data_ = nullptr;
     size_t size_ = 0;
 };
 

@@ -38,6 +38,19 @@ struct Numerics {
     uint64_t (*sum)(const uint64_t* x, size_t n);  // of n words, modulo 2^64: what reading memory costs, and no more
 };
 
+// Between the products of a transformer.
+struct Steps {
+    // C[r][n] += sum over j of A[r][j] B[j][n], in the order of j.
+    void (*mix)(const float* a, int lda, const float* b, int ldb, float* c, int ldc, int rows, int n, int d);
+    float (*exp_sum)(float* x, int n, float most);  // x = e^(x - most); returns the sum
+    void (*swiglu)(float* gate, const float* up, int n);  // gate = silu(gate) up
+    void (*rms_norm)(const float* x, const float* weight, float eps, float* out, int n);
+    void (*rotate)(float* x, const float* cosines, const float* sines, int half);  // pairs (i, i + half)
+    void (*to_half)(const float* x, uint16_t* y, int n, int stride);
+    float (*to_int8)(const float* x, int8_t* y, int n, int stride);  // returns the step: x ~ step y
+    void (*from_int8)(const int8_t* x, float* y, size_t n);
+};
+
 struct Isa {
     const char* name;
     const Kind<GridView>* grid;
@@ -45,6 +58,7 @@ struct Isa {
     const Kind<AdditiveView>* additive;
     const Kind<TrellisView>* trellis;
     const Numerics* numerics;
+    const Steps* steps;
 };
 
 // The best that this machine runs, or the one named in PANZA_ISA. Throws std::runtime_error for a name that it does not.

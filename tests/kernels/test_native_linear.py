@@ -84,7 +84,7 @@ def test_a_product_is_that_of_the_definition(name: str, isa: str, chance: torch.
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 def test_a_dense_weight_multiplies(dtype: torch.dtype, isa: str, chance: torch.Generator):
     weight = torch.randn(75, 133, generator=chance).to(dtype)
-    made, x = native.dense(weight, isa=isa), torch.randn(3, 133, generator=chance)
+    made, x = native.dense(native.array(weight), isa=isa), torch.randn(3, 133, generator=chance)
     exact = x.double() @ weight.double().T
     assert (torch.from_numpy(made.multiply(x.numpy(), native.pool(2))) - exact).norm() <= 1e-3 * exact.norm()
 

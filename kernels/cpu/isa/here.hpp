@@ -20,6 +20,7 @@ extern const Kind<LutView> LUT;
 extern const Kind<AdditiveView> ADDITIVE;
 extern const Kind<TrellisView> TRELLIS;
 extern const Numerics NUMERICS;
+extern const Steps STEPS;
 
 // The `width` bits that start at bit `at` (width <= 16): see windows() in compress/ops.py.
 static inline uint32_t window(const uint8_t* stream, size_t at, int width) {

@@ -6,6 +6,6 @@
 namespace panza::PANZA_ISA {
 
 extern const Isa TABLE;
-const Isa TABLE = {TEXT(PANZA_ISA), &GRID, &LUT, &ADDITIVE, &TRELLIS, &NUMERICS};
+const Isa TABLE = {TEXT(PANZA_ISA), &GRID, &LUT, &ADDITIVE, &TRELLIS, &NUMERICS, &STEPS};
 
 }  // namespace panza::PANZA_ISA
