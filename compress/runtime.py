@@ -96,7 +96,7 @@ def load(
     """
     if not native.available():
         raise Unsupported("Panza was installed without a C++ compiler, so it has no kernels of its own")
-    config = _json(folder / "config.json")
+    config = read_config(folder)
     try:
         shape = _shape(config, context)
         weights = Weights(folder, config)
@@ -108,6 +108,11 @@ def load(
             raise
         raise CompressError(f"'{folder}' holds no model that can be read: {type(error).__name__}: {error}") from error
     return Runtime(model, shape["context"], threads, cache_bits)
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """The config.json of a model directory."""
+    return _json(folder / "config.json")
 
 
 class Weights:
@@ -154,6 +159,19 @@ class Weights:
         if codes.dtype == np.uint16 and f"{name}.weight" not in self.halves or codes.dtype.kind not in "fu":
             raise Unsupported(f"'{name}' holds {codes.dtype} numbers")
         return native.dense(codes, bias)
+
+    def heads(self, count: int) -> Iterator[tuple[str, tuple[int, ...], np.ndarray]]:
+        """(name, shape, its first `count` numbers as fp32) of every tensor that torch's state of this model has."""
+        stored = {n: n for n in self.arrays if not n.endswith(".weight.scale")} | self.shared
+        if self.tied and self.tied in (n.removesuffix(".weight") for n in stored):
+            stored["lm_head.weight"] = f"{self.tied}.weight"
+        for name, owner in stored.items():
+            array, scale = self.arrays[owner], self.arrays.get(f"{owner}.scale")
+            head = array.reshape(-1)[:count]
+            head = native._floats(head) if owner in self.halves else head.astype(np.float32)
+            if scale is not None:  # 8-bit rows
+                head = head * native._floats(scale[: -(-count // array.shape[1])]).repeat(array.shape[1])[:count]
+            yield name, array.shape, head
 
     def _state(self, prefix: str) -> dict[str, np.ndarray]:
         """The tensors below a prefix, those held elsewhere too. Raises CompressError for numbers that are not finite."""

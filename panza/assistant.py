@@ -41,18 +41,19 @@ class Assistant:
     """One user's Panza: a home folder, a base model, and what has been learnt.
 
     base: "" for the embedded model, a directory or a hub name; None for the one used last. It is remembered in the
-    home's settings once it has been loaded. Each base has an adapter of its own.
+    home's settings once it has been loaded. Each base has an adapter of its own. backend: what runs drafts, see
+    `models.load_for_drafts`; `why_not_native` says why that is not the native one.
     """
 
-    def __init__(self, home: Home, base: str | None = None) -> None:
+    def __init__(self, home: Home, base: str | None = None, backend: str = "auto") -> None:
         models.settle_libraries()
         self.home = home
         self._remembered: str = read_settings(home).get("base", "")
         self.base = self._remembered if base is None else _absolute(base)
         self._fetch = bool(base)  # the user named it in this call: a hub may be asked for it
         self.store = Store(home.mail)
-        self._model: models.TorchModel | None = None
-        self._model_key: tuple[str, float] | None = None
+        self.backend, self.why_not_native = backend, ""
+        self._models: dict[str, tuple[Any, Any]] = {}  # "batch", "drafts" -> what it was loaded from, model
         self._retriever: Retriever | None = None
 
     def status(self) -> Status:
@@ -124,7 +125,7 @@ class Assistant:
         config = config or TrainConfig()
         split = self.split(config)
         self.index(progress)
-        self._model = None  # two models at once may be too much for a laptop
+        self._models.clear()  # two models at once may be too much for a laptop
         net, tokenizer = models.load_base(self.base, self._fetch)
         self._remember_base()
         chat_tokenizer = models.ChatTokenizer(tokenizer)
@@ -168,17 +169,30 @@ class Assistant:
         retriever = self.retriever if self.store.count() else None
         if retriever and 0 < self.store.count() - retriever.count() <= FEW:
             retriever.update()
-        return Writer(self.model(adapter), self.store, retriever, self.store.my_name).draft(request, stopped)
+        return Writer(self.drafting_model(adapter), self.store, retriever, self.store.my_name).draft(request, stopped)
 
     def model(self, adapter: bool = True) -> models.TorchModel:
-        """The base, with the trained adapter if there is one and it is asked for; kept in memory until that changes."""
+        """The base on torch, for many texts at once; with the trained adapter if there is one and it is asked for."""
+        return self._kept("batch", adapter, lambda folder: models.load(self.base, folder, self._fetch))
+
+    def drafting_model(self, adapter: bool = True) -> models.Model:
+        """The model that writes one draft after the other."""
+
+        def load(folder: Path | None) -> models.Model:
+            model, self.why_not_native = models.load_for_drafts(self.base, folder, self._fetch, self.backend)
+            return model
+
+        return self._kept("drafts", adapter, load)
+
+    def _kept(self, use: str, adapter: bool, load: Callable[[Path | None], Any]) -> Any:
+        """A model that stays in memory, alone, until another is wanted or its adapter changes."""
         folder = self.adapter if adapter else None
         key = (str(folder), folder.stat().st_mtime if folder else 0.0)
-        if self._model is None or self._model_key != key:
-            self._model = None
-            self._model, self._model_key = models.load(self.base, folder, self._fetch), key
+        if use not in self._models or self._models[use][0] != key:
+            self._models.clear()
+            self._models[use] = key, load(folder)
             self._remember_base()
-        return self._model
+        return self._models[use][1]
 
     def _remember_base(self) -> None:
         if self.base != self._remembered:

@@ -45,6 +45,12 @@ Base = Annotated[
     str | None,
     typer.Option("--base", help="Hugging Face directory or hub name; '' for the embedded model. Remembered."),
 ]
+Backend = Annotated[
+    str,
+    typer.Option(
+        help="What runs drafts: native (Panza's own kernels), torch, or auto: native for the models it knows."
+    ),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 
 SAMPLE = shipped("sample")
@@ -209,13 +215,14 @@ def draft(
     length: Annotated[str, typer.Option(help="very short, short, medium or long.")] = "",
     seed: Annotated[int | None, typer.Option(help="Sample with this seed; without one the draft is greedy.")] = None,
     adapter: Annotated[bool, typer.Option(help="Use what was learnt; --no-adapter drafts with the base.")] = True,
+    backend: Backend = "auto",
     home: Home = None,
     base: Base = None,
     as_json: AsJson = False,
 ) -> None:
     """Draft a mail; it is streamed to standard output. Nothing is sent."""
     text = sys.stdin.read() if instruction == "-" else instruction
-    panza = Assistant(open_home(home), base)
+    panza = Assistant(open_home(home), base, backend)
     shown, last = "", None
     for last in panza.draft(DraftRequest(text, to, reply_to, subject, length, seed), adapter=adapter):
         if not as_json:
@@ -227,6 +234,8 @@ def draft(
         return
     print()
     err.print(f"\nSubject: {last.subject}", style="dim", markup=False, highlight=False)
+    if panza.why_not_native:
+        err.print(f"Drafted with torch: {panza.why_not_native}.", style="dim", markup=False, highlight=False)
     for source in last.sources:
         m = panza.message(source)
         err.print(
@@ -308,12 +317,13 @@ def status(home: Home = None, as_json: AsJson = False) -> None:
 def serve(
     port: Annotated[int, typer.Option(help="Port on 127.0.0.1; the next free one if it is taken.")] = 7860,
     open_browser: Annotated[bool, typer.Option("--browser/--no-browser", help="Open the page in the browser.")] = True,
+    backend: Backend = "auto",
     home: Home = None,
     base: Base = None,
     as_json: AsJson = False,
 ) -> None:
     """Open the page on 127.0.0.1."""
-    open_page(Assistant(open_home(home), base), port, open_browser, as_json)
+    open_page(Assistant(open_home(home), base, backend), port, open_browser, as_json)
 
 
 @app.command()
