@@ -314,6 +314,16 @@ def status(home: Home = None, as_json: AsJson = False) -> None:
 
 
 @app.command()
+def doctor(backend: Backend = "auto", home: Home = None, base: Base = None, as_json: AsJson = False) -> None:
+    """What this computer gives a draft: instruction set, threads, memory, tokens a second, and what limits them."""
+    from panza.doctor import examine
+
+    panza = Assistant(open_home(home), base, backend)
+    report = examine(panza.drafting_model(), panza.why_not_native)
+    show(asdict(report), as_json, report.sentences())
+
+
+@app.command()
 def serve(
     port: Annotated[int, typer.Option(help="Port on 127.0.0.1; the next free one if it is taken.")] = 7860,
     open_browser: Annotated[bool, typer.Option("--browser/--no-browser", help="Open the page in the browser.")] = True,

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from compress import native
 from tests.conftest import ME
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -51,6 +52,26 @@ def test_importing_panza_loads_no_torch_and_prints_nothing() -> None:
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
+def loads_none(heavy: set[str], verbs: list[list[str]], home: Path) -> subprocess.CompletedProcess[str]:
+    """Runs the verbs in one fresh process and asks after each what it has imported."""
+    code = f"""
+import sys
+from panza.cli import main
+for words in {verbs!r}:
+    sys.argv = ["panza", *words]
+    try:
+        main()
+    except SystemExit:
+        pass
+    loaded = {heavy!r} & set(sys.modules)
+    assert not loaded, (words, loaded)
+"""
+    env = {**os.environ, "PANZA_HOME": str(home)}
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done
+
+
 def test_verbs_that_need_no_model_load_no_heavy_library(mailbox: Path, tmp_path: Path) -> None:
     verbs = [
         ["--help"],
@@ -64,24 +85,23 @@ def test_verbs_that_need_no_model_load_no_heavy_library(mailbox: Path, tmp_path:
         ["draft", "yes", "--reply-to", "nobody@nowhere"],
         ["eval"],  # there is no adapter yet
     ]
-    code = f"""
-import sys
-from panza.cli import main
-for words in {verbs!r}:
-    sys.argv = ["panza", *words]
-    try:
-        main()
-    except SystemExit:
-        pass
-    loaded = {HEAVY!r} & set(sys.modules)
-    assert not loaded, (words, loaded)
-"""
-    env = {**os.environ, "PANZA_HOME": str(tmp_path / "home")}
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=env, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    done = loads_none(HEAVY, verbs, tmp_path / "home")
     assert "80 new mails" in done.stdout and "The instruction is empty" in done.stderr, (
         "the verbs have to do their work"
     )
+
+
+@pytest.mark.skipif(not native.available(), reason="installed without the native kernels")
+def test_a_native_draft_with_retrieval_loads_no_heavy_library(mailbox: Path, tmp_path: Path) -> None:
+    from panza.assistant import Assistant
+    from panza.home import open_home
+
+    panza = Assistant(open_home(tmp_path / "home"))
+    panza.import_mail([mailbox], [ME])
+    panza.index()
+    words = ["draft", "the budget works on Monday at 10:00", "--to", "Anna Lee", "--backend", "native"]
+    done = loads_none(HEAVY - {"faiss"}, [words], tmp_path / "home")
+    assert done.stdout.strip() and "Source:" in done.stderr and "torch" not in done.stderr
 
 
 def test_no_pickle_and_no_remote_code() -> None:
