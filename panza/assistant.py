@@ -11,13 +11,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from panza import dataset, models, playback, train
+from panza import dataset, models, playback, smaller, train
 from panza.adapters import read_report
 from panza.draft import Writer, check
 from panza.home import Home, read_settings, write_json
 from panza.mail import ImportReport, Store, import_mail
 from panza.playback import PlaybackConfig, PlaybackReport
 from panza.retrieve import Retriever
+from panza.smaller import CompressConfig
 from panza.train import TrainConfig
 from panza.types import Draft, DraftRequest, Message, PlaybackPair, Progress, Thread, UserError, silent
 
@@ -34,6 +35,7 @@ class Status:
     pairs: int
     base: str
     adapter: str  # "" if there is none; else what it was trained on, in words
+    compressed: str  # "" if drafts run on the whole model; else how it was made smaller
     indexed: int
 
 
@@ -69,6 +71,7 @@ class Assistant:
             pairs=playback.count(self.home.playback),
             base=models.base_id(self.base),
             adapter=trained,
+            compressed=self._compressed_words(),
             indexed=self.retriever.count(),
         )
 
@@ -150,6 +153,64 @@ class Assistant:
         self.play_back(progress=progress)
         return self.train(progress=progress)
 
+    def compress(self, config: CompressConfig | None = None) -> dict[str, Any]:
+        """Make the base and what was learnt into one smaller model, which drafts from now on; returns its report.
+
+        It is out of date, and not used, once there is another adapter.
+        """
+        config = config or CompressConfig()
+        smaller.check(config)
+        model = self.model()
+        texts, measured = self._calibration(model.chat_tokenizer)
+        folder = models.folder(self.base)
+        if folder is None:
+            raise UserError(f"'{self.base}' has no files on this computer: draft with it once, then compress it.")
+        out = self.home.models / f"{self._short_name}-{config.method}-{config.bits:g}"
+        made = smaller.compress(model, folder, texts, measured, out, self._made_from(), config)
+        self._models.clear()  # its adapter is merged now
+        write_json(self.home.settings, read_settings(self.home) | {"compressed": out.name})
+        return made | {"out": str(out)}
+
+    def forget_compressed(self) -> None:
+        """Draft with the whole model again; the smaller one's files stay."""
+        write_json(self.home.settings, read_settings(self.home) | {"compressed": ""})
+
+    @property
+    def compressed(self) -> Path | None:
+        """The folder of the smaller model that drafts, if it was made from this base with this adapter."""
+        name = read_settings(self.home).get("compressed", "")
+        folder = self.home.models / name
+        made = smaller.read_card(folder) if name else {}
+        return folder if made and all(made.get(k) == v for k, v in self._made_from().items()) else None
+
+    def _made_from(self) -> dict[str, Any]:
+        weights = self.adapter / "adapter_model.safetensors" if self.adapter else None
+        return {
+            "base": models.base_id(self.base),
+            "adapter": hashlib.sha256(weights.read_bytes()).hexdigest() if weights else "",
+        }
+
+    def _compressed_words(self) -> str:
+        if self.compressed is None:
+            return ""
+        made = smaller.read_card(self.compressed)
+        return f"{made['method']} at {made['bits_body']:.2f} bits, {made['bytes'] / 1e6:.1f} MB"
+
+    def _calibration(self, tokenizer: models.ChatTokenizer) -> tuple[list[str], list[str]]:
+        """Prompts with their answers, as drafting will see them: (of most sent mails, of those kept aside)."""
+        pairs, config = self.pairs(), TrainConfig()
+        if len(pairs) < 10:
+            return [], []
+        parts = dataset.split(pairs, config.heldout, config.validation)
+        groups = (parts.train + parts.validation, parts.heldout[-40:])
+        return tuple(
+            [
+                tokenizer.answered(e.chat, e.answer)
+                for e in self._examples(group[-400:], tokenizer, config, training=False)
+            ]
+            for group in groups
+        )
+
     def split(self, config: TrainConfig) -> dataset.Split:
         """The pairs by thread and time; UserError if there are too few to train on."""
         pairs = self.pairs()
@@ -178,16 +239,20 @@ class Assistant:
     def drafting_model(self, adapter: bool = True) -> models.Model:
         """The model that writes one draft after the other."""
 
+        small = self.compressed if adapter else None
+
         def load(folder: Path | None) -> models.Model:
-            model, self.why_not_native = models.load_for_drafts(self.base, folder, self._fetch, self.backend)
+            base, folder = (str(small), None) if small else (self.base, folder)
+            model, self.why_not_native = models.load_for_drafts(base, folder, self._fetch, self.backend)
             return model
 
-        return self._kept("drafts", adapter, load)
+        return self._kept("drafts", adapter, load, small)
 
-    def _kept(self, use: str, adapter: bool, load: Callable[[Path | None], Any]) -> Any:
-        """A model that stays in memory, alone, until another is wanted or its adapter changes."""
+    def _kept(self, use: str, adapter: bool, load: Callable[[Path | None], Any], small: Path | None = None) -> Any:
+        """A model that stays in memory, alone, until another is wanted or its files change."""
         folder = self.adapter if adapter else None
-        key = (str(folder), folder.stat().st_mtime if folder else 0.0)
+        files = [folder, small and small / smaller.CARD]
+        key = [(str(f), f.stat().st_mtime if f else 0.0) for f in files]
         if use not in self._models or self._models[use][0] != key:
             self._models.clear()
             self._models[use] = key, load(folder)
@@ -196,7 +261,7 @@ class Assistant:
 
     def _remember_base(self) -> None:
         if self.base != self._remembered:
-            write_json(self.home.settings, {"base": self.base})
+            write_json(self.home.settings, read_settings(self.home) | {"base": self.base})
             self._remembered = self.base
 
     @property
@@ -206,11 +271,14 @@ class Assistant:
 
     @property
     def _adapter_folder(self) -> Path:
+        return self.home.adapters / self._short_name
+
+    @property
+    def _short_name(self) -> str:
+        """The base's name as a folder's."""
         name = models.base_id(self.base)
         short = re.sub(r"[^\w.-]+", "-", Path(name).name)
-        return self.home.adapters / (
-            short if name == short else f"{short}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
-        )
+        return short if name == short else f"{short}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
 
     @property
     def retriever(self) -> Retriever:

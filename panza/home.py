@@ -36,6 +36,10 @@ class Home:
         return self.root / "adapters"
 
     @property
+    def models(self) -> Path:
+        return self.root / "models"
+
+    @property
     def reports(self) -> Path:
         return self.root / "reports"
 

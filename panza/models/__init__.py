@@ -22,7 +22,7 @@ from panza.types import UserError
 
 __all__ = [
     "ChatTokenizer", "Completion", "Model", "Sampling", "TorchModel",
-    "base_id", "choose", "complete_batch", "generate_batch", "hub_allowed", "load", "load_base", "load_for_drafts", "settle_libraries",
+    "base_id", "choose", "complete_batch", "generate_batch", "folder", "hub_allowed", "load", "load_base", "load_for_drafts", "settle_libraries",
 ]  # fmt: skip
 
 EMBEDDED = shipped("base")
@@ -49,13 +49,13 @@ def load_for_drafts(
     from compress.runtime import Unsupported
     from panza.models.native import open_native
 
-    folder = _folder(base)
+    place = folder(base)
     try:
-        if folder is None:
+        if place is None:
             raise Unsupported(f"'{base}' is no directory")
         if adapter is not None:
-            adapters.check(adapter, lambda: adapters.base_hash_of(folder))
-        return open_native(folder, adapter, base_id(base)), ""
+            adapters.check(adapter, lambda: adapters.base_hash_of(place))
+        return open_native(place, adapter, base_id(base)), ""
     except Unsupported as error:
         if backend == "native":
             raise UserError(f"The native backend cannot run this: {error}.") from error
@@ -64,7 +64,7 @@ def load_for_drafts(
         raise UserError(f"{error}.") from error
 
 
-def _folder(base: str) -> Path | None:
+def folder(base: str) -> Path | None:
     """The directory of a base, or of a hub model that is on this computer already."""
     where = _place(base)
     if Path(where).is_dir():

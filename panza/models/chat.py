@@ -35,10 +35,13 @@ class ChatTokenizer:
     def encode(self, chat: Chat) -> list[int]:
         return self.tokenizer(self.prompt(chat), add_special_tokens=False)["input_ids"]
 
+    def answered(self, chat: Chat, answer: str) -> str:
+        """The text of prompt, answer and end of turn."""
+        return self.prompt(chat) + self._break_specials(answer) + self.turn_end
+
     def encode_answered(self, chat: Chat, answer: str) -> tuple[list[int], list[bool]]:
         """(ids, mask) of prompt + answer + end of turn; the mask is True on tokens that begin in the answer or its end."""
-        prompt = self.prompt(chat)
-        text = prompt + self._break_specials(answer) + self.turn_end
+        prompt, text = self.prompt(chat), self.answered(chat, answer)
         encoded = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
         return encoded["input_ids"], [end > start >= len(prompt) for start, end in encoded["offset_mapping"]]
 
