@@ -24,6 +24,7 @@ from compress.linear import QuantizedEmbedding, QuantizedLinear, quantized_layer
 from compress.weight import QuantizedWeight
 
 FILE, SPEC, VERSION = "compressed.safetensors", "compressed.json", 1
+MOST_LAYERS = 4096  # a config that asks for more is damaged: building their modules alone would take hours
 ALONG = ("tokenizer", "special_tokens", "vocab", "merges", "chat_template", "generation_config", "added_tokens")
 
 
@@ -171,6 +172,8 @@ def _load_compressed(folder: Path, dtype: torch.dtype) -> nn.Module:
     with torch.device("meta"):  # nothing is allocated for sizes that the tensors do not have
         try:
             config = AutoConfig.from_pretrained(folder, local_files_only=True)
+            if config.get_text_config().num_hidden_layers > MOST_LAYERS:
+                raise ValueError("layers")
             model = AutoModelForCausalLM.from_config(config, dtype=dtype)
         except BROKEN as error:
             raise CompressError(f"'{folder / 'config.json'}' describes no model: {type(error).__name__}") from error

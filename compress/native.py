@@ -54,9 +54,14 @@ def linear(weight: Any, bias: Any = None, isa: str = "") -> Any:
 def from_spec(spec: dict[str, Any], arrays: Arrays, bias: np.ndarray | None = None, isa: str = "") -> Any:
     """As `linear`, of a weight as it lies in a file: QuantizedWeight.spec() and the tensors of its state by name."""
     N, D = spec["decode"]["padded"]
+    if (
+        not all(type(n) is int and 0 < n < 1 << 31 for n in (*spec["shape"], N, D))
+        or N * D > 4096 * arrays["decode.codes"].size
+    ):
+        raise ValueError("its sizes are not those of its codes")
     kind, numbers, values = _codes(spec["decode"], arrays)
-    scale = _table(spec["scale"], "scale", N, arrays) if "scale" in spec else None
-    zero = _table(spec["decode"]["zero"], "decode.zero", N, arrays) if "zero" in spec["decode"] else None
+    scale = _table(spec["scale"], "scale", N, D, arrays) if "scale" in spec else None
+    zero = _table(spec["decode"]["zero"], "decode.zero", N, D, arrays) if "zero" in spec["decode"] else None
     made = _kernels.Linear(
         *spec["shape"], kind, N, D, numbers, _whole(arrays["decode.codes"]), scale, zero, values, isa
     )
@@ -123,9 +128,11 @@ def _codes(decode: dict[str, Any], arrays: Arrays) -> tuple[str, list[int], np.n
     raise ValueError(f"unknown kind '{kind}'")
 
 
-def _table(spec: dict[str, Any], name: str, N: int, arrays: Arrays) -> np.ndarray:
+def _table(spec: dict[str, Any], name: str, N: int, D: int, arrays: Arrays) -> np.ndarray:
     """(N, groups) fp32: the tables of compress.tables."""
     groups = spec["groups"]
+    if type(groups) is not int or not 0 < groups <= D or D % groups:
+        raise ValueError(f"{groups} groups do not divide {D} inputs")
     match spec["kind"]:
         case "real":
             return _floats(arrays[f"{name}.values"])

@@ -82,13 +82,14 @@ def examine(model: Model, why_not_native: str) -> Report:
     )
 
 
-def read_bandwidth(span: int = SPAN, times: int = 5) -> float:
-    """GB/s of plain sums by all threads, the median of some."""
+def read_bandwidth(span: int = 0, times: int = 5, threads: int = 0) -> float:
+    """GB/s of plain sums over `span` bytes (0: SPAN) by so many threads (0: all), the median of some."""
     import numpy as np
 
     from compress import native
 
-    words, pool, seconds = np.ones(span // 8, np.uint64), native.pool(), []
+    span = span or SPAN
+    words, pool, seconds = np.ones(span // 8, np.uint64), native.pool(threads), []
     for _ in range(times):
         begun = time.perf_counter()
         native._kernels.sum(words, pool)

@@ -15,6 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from compress import native, runtime
 from compress.blocks import plain_linears, replace_
 from compress.checkpoint import FILE, SPEC, load_model, save_model
 from compress.embeddings import compress_embeddings_
@@ -63,6 +64,8 @@ def torn(whole: Path) -> Path:
 def refused_or_loaded(folder: Path) -> bool:
     """Whether it loads; then it predicts too."""
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    if native.available():
+        natively(folder)
     try:
         model = load_model(folder)
     except CompressError as error:
@@ -76,6 +79,17 @@ def refused_or_loaded(folder: Path) -> bool:
     return True
 
 
+def natively(folder: Path) -> bool:
+    """Whether the native decoder loads it; then it predicts."""
+    try:
+        made = runtime.load(folder)
+    except CompressError as error:
+        assert len(str(error)) < 1000
+        return False
+    assert made.logits([1, 2, 3]).shape == (3, 64)
+    return True
+
+
 def put(folder: Path, file: bytes, spec: bytes) -> Path:
     (folder / FILE).write_bytes(file)
     (folder / SPEC).write_bytes(spec)
@@ -84,6 +98,15 @@ def put(folder: Path, file: bytes, spec: bytes) -> Path:
 
 def test_the_whole_one_loads(whole: Path):
     assert refused_or_loaded(whole)
+    assert natively(whole) or not native.available()
+
+
+def test_a_config_with_absurdly_many_layers_is_refused_at_once(whole: Path, tmp_path: Path):
+    folder = Path(shutil.copytree(whole, tmp_path / "many"))
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 10**9}))
+    with pytest.raises(CompressError, match="describes no model"):
+        load_model(folder)
 
 
 @RUNS
