@@ -60,6 +60,7 @@ class Status:
     pairs: int
     base: str
     adapter: str
+    compressed: str
     indexed: int
 
 
