@@ -69,7 +69,8 @@ def status(s: Any) -> str:
     voice = (
         ("Your voice", s.adapter) if s.adapter else ("Not your voice yet", "Drafts sound neutral until you train it")
     )
-    rows = [("" if s.mails else "off", *mailbox), ("" if s.adapter else "off", *voice), ("", "Model", s.base)]
+    model = f"{s.base}, {s.compressed}" if s.compressed else s.base
+    rows = [("" if s.mails else "off", *mailbox), ("" if s.adapter else "off", *voice), ("", "Model", model)]
     return '<dl class="status">' + "".join(map(_row, rows)) + "</dl>"
 
 
