@@ -63,8 +63,9 @@ def from_spec(spec: dict[str, Any], arrays: Arrays, bias: np.ndarray | None = No
     scale = _table(spec["scale"], "scale", N, D, arrays) if "scale" in spec else None
     zero = _table(spec["decode"]["zero"], "decode.zero", N, D, arrays) if "zero" in spec["decode"] else None
     made = _kernels.Linear(
-        *spec["shape"], kind, N, D, numbers, _whole(arrays["decode.codes"]), scale, zero, values, isa
-    )
+        *spec["shape"], kind, N, D, numbers, _whole(arrays["decode.codes"]), scale, zero, values, isa,
+        _parts(spec.get("scale"), "scale", arrays), _parts(spec["decode"].get("zero"), "decode.zero", arrays),
+    )  # fmt: skip
     transform = spec["transform"]
     if transform["in_block"] > 1 or transform["out_block"] > 1 or transform["permuted"]:
         signs = [
@@ -74,9 +75,8 @@ def from_spec(spec: dict[str, Any], arrays: Arrays, bias: np.ndarray | None = No
         order = _whole(arrays["transform.order"]) if transform["permuted"] else None
         made.set_transform(transform["in_block"], signs[0], transform["out_block"], signs[1], order)
     if "sparse" in spec:
-        made.set_sparse(
-            _whole(arrays["sparse.starts"]), _whole(arrays["sparse.columns"]), _floats(arrays["sparse.values"])
-        )
+        values = _floats(arrays["sparse.values"]).astype(np.float16).view(np.uint16)
+        made.set_sparse(_whole(arrays["sparse.starts"]), _whole(arrays["sparse.columns"]), values)
     if "low_rank" in spec:
         made.add_low_rank(_floats(arrays["low_rank.A"]), _floats(arrays["low_rank.B"]))
     if bias is not None:
@@ -145,6 +145,16 @@ def _table(spec: dict[str, Any], name: str, N: int, D: int, arrays: Arrays) -> n
             )
             return _whole(scale * (codes - zero))
     raise ValueError(f"unknown table '{spec['kind']}'")
+
+
+def _parts(
+    spec: dict[str, Any] | None, name: str, arrays: Arrays
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, int] | None:
+    """What a two-level table is made of, so that a product reads its small codes rather than their values."""
+    if spec is None or spec["kind"] != "two_level" or spec["bits"] > 8:
+        return None
+    codes = unpack(arrays[f"{name}.codes"], spec["groups"], spec["bits"]).astype(np.uint8)
+    return codes, _floats(arrays[f"{name}.scale"]), _floats(arrays[f"{name}.zero"]), min(spec["rows"], 1 << 30)
 
 
 def unpack(packed: np.ndarray, count: int, bits: int) -> np.ndarray:

@@ -106,7 +106,10 @@ def load(
     except (*BROKEN, AttributeError) as error:
         if isinstance(error, CompressError):
             raise
-        raise CompressError(f"'{folder}' holds no model that can be read: {type(error).__name__}: {error}") from error
+        said = (
+            error if type(error) is ValueError else type(error).__name__
+        )  # the extension's own sentences are ValueErrors
+        raise CompressError(f"'{folder}' holds no model that can be read: {said}") from error
     return Runtime(model, shape["context"], threads, cache_bits)
 
 

@@ -5,6 +5,7 @@
 #include <nanobind/stl/pair.h>
 #include <nanobind/stl/shared_ptr.h>
 #include <nanobind/stl/string.h>
+#include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
 
 #include "cpu/linear.hpp"
@@ -34,8 +35,18 @@ nb::ndarray<nb::numpy, float> result(std::unique_ptr<float[]> data, size_t rows,
     return nb::ndarray<nb::numpy, float>(p, {rows, columns}, owner);
 }
 
-Tables tables_of(const std::optional<Matrix>& scale, const std::optional<Matrix>& zero, const std::optional<Floats>& values) {
-    Tables t;
+// (codes (N, groups), scale and zero (blocks, groups), rows of a block)
+using MadeOf = std::optional<std::tuple<Array<uint8_t>, Floats, Floats, int>>;
+
+TwoLevel two_level_of(const MadeOf& parts) {
+    if (!parts) return {};
+    const auto& [codes, scale, zero, rows] = *parts;
+    return {vector_of(codes), vector_of(scale), vector_of(zero), rows};
+}
+
+Tables tables_of(const std::optional<Matrix>& scale, const std::optional<Matrix>& zero, const std::optional<Floats>& values,
+                 const MadeOf& scale_parts, const MadeOf& zero_parts) {
+    Tables t{.scale_parts = two_level_of(scale_parts), .zero_parts = two_level_of(zero_parts)};
     if (scale) t.scale.assign(scale->data(), scale->data() + scale->size()), t.scale_groups = (int)scale->shape(1);
     if (zero) t.zero.assign(zero->data(), zero->data() + zero->size()), t.zero_groups = (int)zero->shape(1);
     if (values) t.values = vector_of(*values);
@@ -85,18 +96,19 @@ NB_MODULE(_kernels, m) {
     nb::class_<Linear>(m, "Linear")
         .def("__init__", [](Linear* self, int outputs, int inputs, const std::string& kind, int N, int D, const std::vector<int>& numbers,
                             const nb::ndarray<nb::numpy, nb::device::cpu, nb::c_contig, nb::ro>& codes, std::optional<Matrix> scale, std::optional<Matrix> zero,
-                            std::optional<Floats> values, const std::string& name) {
+                            std::optional<Floats> values, const std::string& name, MadeOf scale_parts, MadeOf zero_parts) {
             const Isa& isa = chosen(name);
-            new (self) Linear(outputs, inputs, core_of(kind, N, D, numbers, codes, tables_of(scale, zero, values), isa), isa);
+            Tables tables = tables_of(scale, zero, values, scale_parts, zero_parts);
+            new (self) Linear(outputs, inputs, core_of(kind, N, D, numbers, codes, std::move(tables), isa), isa);
         }, "outputs"_a, "inputs"_a, "kind"_a, "N"_a, "D"_a, "numbers"_a, "codes"_a, "scale"_a.none() = nb::none(), "zero"_a.none() = nb::none(),
-           "values"_a.none() = nb::none(), "isa"_a = "")
+           "values"_a.none() = nb::none(), "isa"_a = "", "scale_parts"_a.none() = nb::none(), "zero_parts"_a.none() = nb::none())
         .def("set_transform", [](Linear& self, int in_block, std::optional<Floats> in_signs, int out_block, std::optional<Floats> out_signs,
                                  std::optional<Array<int32_t>> order) {
             self.set_transform(side_of(in_block, in_signs), side_of(out_block, out_signs), order ? vector_of(*order) : std::vector<int32_t>());
         }, "in_block"_a, "in_signs"_a.none(), "out_block"_a, "out_signs"_a.none(), "order"_a.none())
-        .def("set_sparse", [](Linear& self, Array<int32_t> starts, Array<uint16_t> columns, Floats values) {
-            self.set_sparse({vector_of(starts), vector_of(columns), vector_of(values)});
-        }, "starts"_a, "columns"_a, "values"_a)
+        .def("set_sparse", [](Linear& self, Array<int32_t> starts, Array<uint16_t> columns, Array<uint16_t> values) {
+            self.set_outliers(std::make_unique<Outliers>(self.inputs(), vector_of(starts), vector_of(columns), vector_of(values)));
+        }, "starts"_a, "columns"_a, "values"_a, "CSR; the values' bits are those of fp16.")
         .def("set_bias", [](Linear& self, Floats bias) { self.set_bias(vector_of(bias)); }, "bias"_a)
         .def("add_low_rank", [](Linear& self, Matrix A, Matrix B, float scale) {
             self.add_low_rank({(int)A.shape(0), scale, {A.data(), A.data() + A.size()}, {B.data(), B.data() + B.size()}});

@@ -31,7 +31,8 @@ bool has_avx2() { return __builtin_cpu_supports("avx2") && __builtin_cpu_support
 bool has_avx512() {
     return has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
            __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
-           __builtin_cpu_supports("avx512vbmi") && __builtin_cpu_supports("avx512vnni");
+           __builtin_cpu_supports("avx512vbmi") && __builtin_cpu_supports("avx512vbmi2") &&
+           __builtin_cpu_supports("avx512vnni");
 }
 #elif defined(PANZA_HAS_AVX2)
 #include <intrin.h>
@@ -44,7 +45,7 @@ bool saves(unsigned long long mask) { return bit(1, 2, 27) && (_xgetbv(0) & mask
 bool has_avx2() { return saves(6) && bit(7, 1, 5) && bit(1, 2, 12) && bit(1, 2, 29); }
 bool has_avx512() {
     return has_avx2() && saves(0xe6) && bit(7, 1, 16) && bit(7, 1, 30) && bit(7, 1, 31) && bit(7, 1, 17) &&
-           bit(7, 2, 1) && bit(7, 2, 11);
+           bit(7, 2, 1) && bit(7, 2, 6) && bit(7, 2, 11);
 }
 #endif
 

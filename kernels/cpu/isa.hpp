@@ -1,40 +1,72 @@
 // The kernels of one instruction set, as a table of functions.
 //
-// The sources in cpu/isa/ are compiled once for each set, in a namespace of its name. They use no templates and no inline
-// functions of the standard library: the linker could keep the copy that has the wider instructions.
+// The sources in cpu/isa/ are compiled once for each set, in a namespace of its name. They use no templates and no
+// inline functions of the standard library: the linker could keep the copy that has the wider instructions.
 #pragma once
 
 #include "views.hpp"
 
 namespace panza {
 
-// What one instruction set does with one kind of codes. `View` is the kind's struct of views.hpp. All but `decode` may be null.
+// What one instruction set does with one kind of codes. `View` is the kind's struct of views.hpp. All but `decode`
+// may be null.
 template <class View>
 struct Kind {
     // Rows [first, last) as floats, scaled, into out (last - first, D). The definition; reads `codes`, never `packed`.
     void (*decode)(const View&, int first, int last, float* out);
-    // y[t * ldy + n] = sum over d of x[t][d] W[n][d] for the rows [first, last), 1 to FEW tokens. first is a multiple of
-    // `rows`, last too or N. Null: decode and dot.
+    // Whether `multiply` and what belongs to it take this weight. Null: every one; otherwise decode and dot.
+    bool (*takes)(const View&);
+    // Parts of the inputs that are prepared and multiplied apart from each other, by different threads; their products
+    // are added in order, whoever made them. Null: one.
+    int (*slices)(const View&);
+    // y[t * ldy + n] = sum over d (of the slice) of x[t][d] W[n][d] for the rows [first, last), 1 to FEW tokens or `most`. first is
+    // a multiple of `rows`, last too or N. Null: decode and dot.
     void (*multiply)(const View&, const Inputs&, int first, int last, float* y, int ldy);
     int rows;  // that go together
-    // Bytes of what `prepare` makes of the inputs, once a product: tables, quantised inputs.
+    // Bytes of what `prepare` makes of the inputs (of a slice), once a product: tables, quantised inputs. Starts on a
+    // cache line.
     size_t (*prepared)(const View&, int tokens);
-    void (*prepare)(const View&, const float* x, int tokens, void* out);
+    void (*prepare)(const View&, const Inputs&, void* out);
     // Bytes of the kernel's own layout, and making it. 0: this weight is read as it lies in the file.
     size_t (*packed)(const View&);
     void (*pack)(const View&, void* out);
+    // Rows [16 block, 16 block + 16) of the inputs [from, to) as floats, scaled, into out (to - from, 16); rows from
+    // N on are of no account. Reads `packed`, and is for weights that have it. Null: decode and transpose.
+    void (*panel)(const View&, int block, int from, int to, float* out);
+    bool packs_tables;  // a product of few tokens reads `packed` alone
+    int most;           // tokens up to which `multiply` beats panels, if it takes more than FEW
+    // Bytes of codes and tables that a product of one token reads. Null: what is packed, or the codes, and the table.
+    size_t (*reads)(const View&);
 };
 
 constexpr int FEW = 4;  // tokens that a matrix-vector kernel takes at once
 
+// Products of many tokens: see isa/matmul.cpp.
+struct Matmul {
+    int tokens;  // of a whole strip; the last may have fewer
+    // `tokens` inputs of `depth` floats, ldx from one to the next, as a strip of room for depth x a whole strip's
+    // tokens.
+    void (*strip)(const float* x, size_t ldx, int tokens, int depth, float* out);
+    // Up to 16 rows of `depth` floats as a block (depth, 16), zeros for those that lack.
+    void (*block)(const float* x, size_t ldx, int rows, int depth, float* out);
+    // y[t][n] = the product over inputs [from, from + depth) of a strip with `rows` rows in blocks, one after the
+    // other; or += that. It sums one input after the other.
+    void (*multiply)(const float* strip, int tokens, int from, const float* blocks, int rows, int depth, float* y,
+                     int ldy, bool adds);
+    // y[t][n] of rows [first, last) of a (N, D) weight of halves, 1 to FEW tokens. Null: decode and dot.
+    void (*halves)(const uint16_t* w, bool bfloat, const float* x, int D, int tokens, int first, int last, float* y,
+                   int ldy);
+};
+
 struct Numerics {
-    // C[t][n] += sum over d of A[t][d] B[n][d]; a: tokens rows of lda floats, b: n rows of ldb floats.
-    void (*matmul)(const float* a, int lda, const float* b, int ldb, float* c, int ldc, int tokens, int n, int d);
     void (*hadamard)(float* x, int n, int block);            // orthonormal, each block of the n floats
     void (*from_half)(const uint16_t* x, float* y, size_t n);  // IEEE fp16
     void (*from_bfloat)(const uint16_t* x, float* y, size_t n);
     float (*dot)(const float* a, const float* b, int n);
     void (*add_scaled)(float* y, const float* x, float scale, int n);  // y += scale x
+    // y[t][n] += the product of the rows [first, last) of outliers, first a multiple of 16.
+    void (*add_outliers)(const OutlierView&, const float* x, size_t ldx, int tokens, int first, int last, float* y,
+                         size_t ldy);
     uint64_t (*sum)(const uint64_t* x, size_t n);  // of n words, modulo 2^64: what reading memory costs, and no more
 };
 
@@ -57,11 +89,13 @@ struct Isa {
     const Kind<LutView>* lut;
     const Kind<AdditiveView>* additive;
     const Kind<TrellisView>* trellis;
+    const Matmul* matmul;
     const Numerics* numerics;
     const Steps* steps;
 };
 
-// The best that this machine runs, or the one named in PANZA_ISA. Throws std::runtime_error for a name that it does not.
+// The best that this machine runs, or the one named in PANZA_ISA. Throws std::runtime_error for a name that it does
+// not.
 const Isa& isa();
 const Isa* isa(const char* name);  // null when this machine cannot run it or this build lacks it
 const char* const* isas();         // names of this build, the best last, null at the end

@@ -16,9 +16,12 @@ bool fits(const Side& side, int n) {
            (side.signs.empty() || side.signs.size() == (size_t)n);
 }
 
-void flip(const Side& side, float* x, int n) {
+// to = from with the signs of a side; they may be the same.
+void flip(const Side& side, const float* from, float* to, int n) {
     if (!side.signs.empty())
-        for (int i = 0; i < n; i++) x[i] *= side.signs[i];
+        for (int i = 0; i < n; i++) to[i] = from[i] * side.signs[i];
+    else if (to != from)
+        std::copy(from, from + n, to);
 }
 
 }  // namespace
@@ -40,12 +43,13 @@ void Linear::set_transform(Side in, Side out, std::vector<int32_t> order) {
     in_ = std::move(in), out_ = std::move(out), order_ = std::move(order);
 }
 
-void Linear::set_sparse(Sparse s) {
-    expect(s.starts.size() == (size_t)N_ + 1 && s.starts[0] == 0, "its rows do not count its outliers");
-    for (int n = 0; n < N_; n++) expect(s.starts[n] <= s.starts[n + 1], "its rows do not count its outliers");
-    expect((size_t)s.starts[N_] == s.values.size() && s.columns.size() == s.values.size(), "its rows do not count its outliers");
-    for (uint16_t c : s.columns) expect(c < D_, "it has outliers beyond its inputs");
-    sparse_ = std::move(s);
+void Linear::set_outliers(std::unique_ptr<Outliers> outliers) {
+    expect(outliers->view().N == N_, "its rows do not count its outliers");
+    outliers_ = std::move(outliers);
+}
+
+bool Linear::plain() const {
+    return order_.empty() && in_.block == 1 && in_.signs.empty() && out_.block == 1 && out_.signs.empty();
 }
 
 void Linear::set_bias(std::vector<float> bias) {
@@ -61,7 +65,7 @@ void Linear::add_low_rank(LowRank part) {
 
 size_t Linear::bytes() const {
     size_t sum = core_->bytes() + 4 * bias_.size();
-    if (sparse_) sum += 4 * sparse_->starts.size() + 6 * sparse_->values.size();
+    if (outliers_) sum += outliers_->bytes();
     for (const auto& part : low_rank_) sum += 4 * (part.A.size() + part.B.size());
     return sum;
 }
@@ -77,12 +81,12 @@ void Linear::multiply(const float* x, int tokens, float* y, Pool& pool) const {
         for (int t = 0; t < tokens; t++, p += D) {
             const float* from = x + (size_t)t * D_;
             if (order_.empty()) {
-                std::copy(from, from + D_, p);
+                flip(in_, from, p, D_);
                 std::fill(p + D_, p + D, 0.f);
             } else {
                 for (int d = 0; d < D; d++) p[d] = order_[d] < D_ ? from[order_[d]] : 0.f;
+                flip(in_, p, p, D);
             }
-            flip(in_, p, D);
             isa_.numerics->hadamard(p, D, in_.block);
         }
     }
@@ -91,27 +95,28 @@ void Linear::multiply(const float* x, int tokens, float* y, Pool& pool) const {
         outputs.grow((size_t)tokens * N * sizeof(float));
         out = outputs.as<float>();
     }
-    core_->multiply(into, tokens, out, pool);
+    core_->multiply(into, tokens, out, pool, plain() ? outliers_.get() : nullptr);
     for (int t = 0; t < tokens; t++) {
         float *made = out + (size_t)t * N, *to = y + (size_t)t * N_;
         isa_.numerics->hadamard(made, N, out_.block);
-        flip(out_, made, N);
-        if (made != to) std::copy(made, made + N_, to);
+        flip(out_, made, to, N_);
         const float* from = x + (size_t)t * D_;
-        if (sparse_)
-            for (int n = 0; n < N_; n++)
-                for (int32_t i = sparse_->starts[n]; i < sparse_->starts[n + 1]; i++)
-                    to[n] += sparse_->values[i] * from[sparse_->columns[i]];
         for (const auto& part : low_rank_) {
             float middle[64];
             for (int first = 0; first < part.rank; first += 64) {
                 const int last = std::min(part.rank, first + 64);
-                for (int r = first; r < last; r++) middle[r - first] = part.scale * isa_.numerics->dot(part.A.data() + (size_t)r * D_, from, D_);
-                for (int n = 0; n < N_; n++) to[n] += isa_.numerics->dot(part.B.data() + (size_t)n * part.rank + first, middle, last - first);
+                for (int r = first; r < last; r++)
+                    middle[r - first] = part.scale * isa_.numerics->dot(part.A.data() + (size_t)r * D_, from, D_);
+                for (int n = 0; n < N_; n++)
+                    to[n] += isa_.numerics->dot(part.B.data() + (size_t)n * part.rank + first, middle, last - first);
             }
         }
         for (size_t n = 0; n < bias_.size(); n++) to[n] += bias_[n];
     }
+    if (outliers_ && !plain())
+        share((N_ + 15) / 16, pool, [&](int first, int last) {
+            isa_.numerics->add_outliers(outliers_->view(), x, D_, tokens, 16 * first, std::min(N_, 16 * last), y, N_);
+        });
 }
 
 void Linear::row(int row, float* out) const {
@@ -121,16 +126,24 @@ void Linear::row(int row, float* out) const {
     float* p = padded.as<float>();
     core_->decode(row, row + 1, p);
     isa_.numerics->hadamard(p, D, in_.block);
-    flip(in_, p, D);
+    flip(in_, p, p, D);
     if (order_.empty()) std::copy(p, p + D_, out);
     else
         for (int d = 0; d < D; d++)
             if (order_[d] < D_) out[order_[d]] = p[d];
-    if (sparse_)
-        for (int32_t i = sparse_->starts[row]; i < sparse_->starts[row + 1]; i++) out[sparse_->columns[i]] += sparse_->values[i];
+    if (outliers_) {
+        const OutlierView& o = outliers_->view();
+        for (int32_t s = o.starts[row / 16]; s < o.starts[row / 16 + 1]; s++) {
+            const size_t at = (size_t)s * 16 + row % 16;
+            float value;
+            isa_.numerics->from_half(o.values + at, &value, 1);
+            out[o.columns[at]] += value;
+        }
+    }
     for (const auto& part : low_rank_)
         for (int r = 0; r < part.rank; r++)
-            isa_.numerics->add_scaled(out, part.A.data() + (size_t)r * D_, part.scale * part.B[(size_t)row * part.rank + r], D_);
+            isa_.numerics->add_scaled(out, part.A.data() + (size_t)r * D_,
+                                      part.scale * part.B[(size_t)row * part.rank + r], D_);
 }
 
 }  // namespace panza

@@ -1,8 +1,6 @@
 // A whole compressed weight: y = D_out H_out C H_in D_in P x + sparse x + B A x + bias, with C the coded core.
 #pragma once
 
-#include <optional>
-
 #include "core.hpp"
 
 namespace panza {
@@ -10,12 +8,6 @@ namespace panza {
 struct Side {              // of a transform: signs, then (inputs) or before (outputs) a block Hadamard
     int block = 1;
     std::vector<float> signs;  // empty: none
-};
-
-struct Sparse {                     // CSR outliers of the true size
-    std::vector<int32_t> starts;    // N + 1
-    std::vector<uint16_t> columns;
-    std::vector<float> values;
 };
 
 struct LowRank {          // B (N, rank) A (rank, D), added with `scale`
@@ -29,7 +21,7 @@ public:
     // outputs, inputs: the true size; the core's may be padded. Throws std::invalid_argument for parts that do not fit.
     Linear(int outputs, int inputs, std::unique_ptr<Core> core, const Isa& isa);
     void set_transform(Side in, Side out, std::vector<int32_t> order);  // order: empty, or a permutation of the padded inputs
-    void set_sparse(Sparse sparse);
+    void set_outliers(std::unique_ptr<Outliers> outliers);  // of the true size
     void set_bias(std::vector<float> bias);
     void add_low_rank(LowRank part);
     void clear_adapters(size_t keep) { low_rank_.resize(std::min(keep, low_rank_.size())); }
@@ -47,12 +39,14 @@ public:
     bool has_rows() const { return out_.block == 1 && out_.signs.empty(); }
 
 private:
+    bool plain() const;  // the core's inputs and outputs are the weight's, but for padding
+
     int N_, D_;
     std::unique_ptr<Core> core_;
     const Isa& isa_;
     Side in_, out_;
     std::vector<int32_t> order_;
-    std::optional<Sparse> sparse_;
+    std::unique_ptr<Outliers> outliers_;
     std::vector<LowRank> low_rank_;
     std::vector<float> bias_;
 };

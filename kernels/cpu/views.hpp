@@ -1,8 +1,8 @@
 // What kernels see of a coded weight: sizes and pointers, nothing that owns memory.
 //
-// Letters as in compress/ops.py: N outputs, D inputs, G groups along the inputs, K new bits a weight. Codes lie as in the
-// file unless a kind says so: row by row, the least significant bit first. Every array of codes is followed by PAD
-// readable bytes, so that a kernel may load whole registers.
+// Letters as in compress/ops.py: N outputs, D inputs, G groups along the inputs, K new bits a weight. Codes lie as in
+// the file unless a kind says so: row by row, the least significant bit first. Every array of codes is followed by
+// PAD readable bytes, so that a kernel may load whole registers.
 #pragma once
 
 #include <stddef.h>
@@ -18,6 +18,15 @@ struct Scales {
     int groups;
 };
 
+// What scales or zeros (N, groups) were made of: scale[n / rows][g] (codes[n][g] - zero[n / rows][g]). codes null:
+// unknown.
+struct Parts {
+    const uint8_t* codes;
+    const float* scale;
+    const float* zero;
+    int rows, groups;
+};
+
 // Each view ends with `packed`: the codes in the order in which its kernel reads them, or null if that is the file's.
 
 // weight = code - zero; zero: (N, groups) or null for 2^(bits-1).
@@ -28,6 +37,7 @@ struct GridView {
     Scales scale;
     const float* zero;
     int zero_groups;
+    Parts scale_parts, zero_parts;
     const void* packed;
 };
 
@@ -61,11 +71,22 @@ struct TrellisView {
     const void* packed;
 };
 
+// Numbers of their own that a weight has besides its codes. 16 rows stand side by side: block b of rows has `starts[b
+// + 1] - starts[b]` steps of 16 columns and 16 values (fp16), a row each. Columns of a row ascend; one that has fewer
+// ends with zeros in its last column.
+struct OutlierView {
+    int N;
+    const int32_t* starts;
+    const uint16_t* columns;
+    const uint16_t* values;
+};
+
 // The inputs of a product: tokens of D floats each, one after the other.
 struct Inputs {
     const float* x;
     int tokens;
     const void* prepared;  // what the kind's `prepare` made of x, or null
+    int slice = 0;         // of those of the kind's `slices`
 };
 
 }  // namespace panza

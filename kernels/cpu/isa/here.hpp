@@ -6,7 +6,7 @@
 
 #include "../isa.hpp"
 
-#if defined(__AVX2__)
+#if defined(__AVX2__) || defined(__SSE2__) || defined(_M_X64)
 #include <immintrin.h>
 #endif
 #if defined(__ARM_NEON)
@@ -19,13 +19,14 @@ extern const Kind<GridView> GRID;
 extern const Kind<LutView> LUT;
 extern const Kind<AdditiveView> ADDITIVE;
 extern const Kind<TrellisView> TRELLIS;
+extern const Matmul MATMUL;
 extern const Numerics NUMERICS;
 extern const Steps STEPS;
 
 // The `width` bits that start at bit `at` (width <= 16): see windows() in compress/ops.py.
 static inline uint32_t window(const uint8_t* stream, size_t at, int width) {
-    const uint8_t* p = stream + (at >> 3);
-    uint32_t value = p[0] | p[1] << 8 | p[2] << 16;
+    uint32_t value;  // its fourth byte may be one of the PAD
+    memcpy(&value, stream + (at >> 3), 4);
     return value >> (at & 7) & ((1u << width) - 1);
 }
 
