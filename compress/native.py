@@ -8,14 +8,15 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from functools import lru_cache
+from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
 
-try:
+if find_spec("compress._kernels") is None:
+    _kernels = None  # installed without a compiler; one that is there and does not load is an error
+else:
     from compress import _kernels
-except ImportError:  # installed without a compiler
-    _kernels = None
 
 Arrays = Mapping[str, np.ndarray]
 
@@ -84,11 +85,14 @@ def from_spec(spec: dict[str, Any], arrays: Arrays, bias: np.ndarray | None = No
     return made
 
 
-def rows8(codes: np.ndarray, scale: np.ndarray, isa: str = "") -> Any:
+def rows8(codes: np.ndarray, scale: np.ndarray, bias: np.ndarray | None = None, isa: str = "") -> Any:
     """int8 rows (N, D) with one scale each (N,): see compress.rows8."""
     N, D = codes.shape
     unsigned = (codes.view(np.uint8) ^ 128).reshape(N, D)  # code + 128, whose zero is 128
-    return _kernels.Linear(N, D, "grid", N, D, [8], unsigned, _floats(scale).reshape(N, 1), None, None, isa)
+    made = _kernels.Linear(N, D, "grid", N, D, [8], unsigned, _floats(scale).reshape(N, 1), None, None, isa)
+    if bias is not None:
+        made.set_bias(_floats(bias))
+    return made
 
 
 def dense(weight: np.ndarray, bias: np.ndarray | None = None, isa: str = "") -> Any:

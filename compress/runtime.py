@@ -20,6 +20,7 @@ from compress import native, tensors
 from compress.errors import BROKEN, CompressError
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "phi3")
+LARGEST_HALF = 65504  # of fp16, in which plain weights are kept
 MOST_CONTEXT = 8192  # tokens of cache, if the caller names no number: a model's own limit may be a million
 
 
@@ -158,9 +159,11 @@ class Weights:
             raise CompressError(f"'{name}' is no matrix")
         bias = self.numbers(f"{name}.bias", needed=False)
         if codes.dtype == np.int8:
-            return native.rows8(codes, self.arrays[f"{name}.weight.scale"])
+            return native.rows8(codes, self.arrays[f"{name}.weight.scale"], bias)
         if codes.dtype == np.uint16 and f"{name}.weight" not in self.halves or codes.dtype.kind not in "fu":
             raise Unsupported(f"'{name}' holds {codes.dtype} numbers")
+        if codes.dtype.kind == "f" and codes.size and max(codes.max(), -codes.min()) >= LARGEST_HALF:
+            raise Unsupported(f"'{name}' holds numbers beyond fp16")
         return native.dense(codes, bias)
 
     def heads(self, count: int) -> Iterator[tuple[str, tuple[int, ...], np.ndarray]]:

@@ -13,12 +13,17 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from compress import native
+
 if TYPE_CHECKING:
     import torch
 
 os.environ.update(
     OMP_WAIT_POLICY="passive", HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false", GRADIO_ANALYTICS_ENABLED="False"
 )
+
+# Only for an installation without a compiler: test_backends.py fails where there is one and the kernels are missing.
+needs_kernels = pytest.mark.skipif(not native.available(), reason="installed without the native kernels")
 
 ME = "mara.lindt@example.org"
 FRIENDS = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -16,9 +17,8 @@ from panza import adapters, models
 from panza.models import ChatTokenizer, Sampling, load, load_for_drafts
 from panza.models.chat import PlainTokenizer
 from panza.types import UserError
-from tests.conftest import CHAT_TEMPLATE
+from tests.conftest import CHAT_TEMPLATE, needs_kernels
 
-needs_kernels = pytest.mark.skipif(not native.available(), reason="installed without the native kernels")
 CHAT = [{"role": "system", "content": "You write mail."}, {"role": "user", "content": "Tell Anna: review on Thursday."}]
 TEXTS = [
     "Hello Anna,\n\nthe review works.\n", "", " ", "\ufeffünïcödé 🙂 混合", "a\u0301 <|end|> <|user|>", "1,000.50 \t x" * 30, "<|assist", "\ud7ff\x00",
@@ -37,6 +37,26 @@ def trained(base: Path, folder: Path) -> Path:
     (folder / "report.json").write_text(json.dumps({"base_hash": adapters.base_hash(models.load_base(str(base))[0])}))
     assert plain is not None
     return folder
+
+
+def test_where_there_is_a_compiler_there_are_kernels():
+    """Else the tests that need them would be skipped without a word."""
+    wanted = shutil.which(os.environ.get("CXX", "c++")) and os.environ.get("PANZA_NATIVE") != "0"
+    assert native.available() or not wanted
+
+
+def test_kernels_that_do_not_load_are_an_error(tmp_path: Path):
+    (tmp_path / "compress").mkdir()
+    for name in ("__init__.py", "native.py"):
+        shutil.copy(Path(native.__file__).parent / name, tmp_path / "compress")
+    code = "import sys; sys.path[:0] = ['.']; sys.meta_path = [f for f in sys.meta_path if 'Scikit' not in type(f).__name__]; from compress import native; print(native.available())"
+
+    def run() -> subprocess.CompletedProcess[str]:
+        return subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+
+    assert run().stdout.strip() == "False", "built without them"
+    (tmp_path / "compress" / "_kernels.py").write_text("raise ImportError('a library is missing')")
+    assert "a library is missing" in run().stderr
 
 
 @pytest.mark.parametrize("where", ["embedded", "tiny"])

@@ -9,10 +9,11 @@ import pytest
 from compress import native
 from panza import doctor
 from panza.models import load_for_drafts
+from tests.conftest import needs_kernels
 from tests.test_path import Panza
 
 
-@pytest.mark.skipif(not native.available(), reason="installed without the native kernels")
+@needs_kernels
 def test_the_native_backend_is_measured(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(doctor, "SPAN", 8 << 20)
     model, why = load_for_drafts(backend="native")

@@ -10,8 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from compress import native
-from tests.conftest import ME
+from tests.conftest import ME, needs_kernels
 
 ROOT = Path(__file__).resolve().parent.parent
 BELOW = {
@@ -91,7 +90,7 @@ def test_verbs_that_need_no_model_load_no_heavy_library(mailbox: Path, tmp_path:
     )
 
 
-@pytest.mark.skipif(not native.available(), reason="installed without the native kernels")
+@needs_kernels
 def test_a_native_draft_with_retrieval_loads_no_heavy_library(mailbox: Path, tmp_path: Path) -> None:
     from panza.assistant import Assistant
     from panza.home import open_home

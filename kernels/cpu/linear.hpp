@@ -24,8 +24,6 @@ public:
     void set_outliers(std::unique_ptr<Outliers> outliers);  // of the true size
     void set_bias(std::vector<float> bias);
     void add_low_rank(LowRank part);
-    void clear_adapters(size_t keep) { low_rank_.resize(std::min(keep, low_rank_.size())); }
-    size_t low_ranks() const { return low_rank_.size(); }
 
     int outputs() const { return N_; }
     int inputs() const { return D_; }

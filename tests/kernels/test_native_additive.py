@@ -10,8 +10,9 @@ from compress import native
 from compress.decode import Additive
 from compress.tables import Real
 from compress.weight import QuantizedWeight
+from tests.conftest import needs_kernels
 
-pytestmark = pytest.mark.skipif(not native.available(), reason="installed without the native kernels")
+pytestmark = needs_kernels
 ISAS = native._kernels.isas() if native.available() else []
 
 

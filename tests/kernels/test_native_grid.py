@@ -11,8 +11,9 @@ from compress.decode import Grid, Lut
 from compress.tables import Real, TwoLevel, Whole
 from compress.transform import Transform
 from compress.weight import QuantizedWeight, Sparse
+from tests.conftest import needs_kernels
 
-pytestmark = pytest.mark.skipif(not native.available(), reason="installed without the native kernels")
+pytestmark = needs_kernels
 ISAS = native._kernels.isas() if native.available() else []
 COUNTS = (1, 2, 3, 4, 5, 6, 7, 11, 12, 13, 24, 50, 100)
 

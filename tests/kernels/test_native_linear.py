@@ -13,8 +13,9 @@ from compress.decode import Additive, Grid, Lut, Trellis
 from compress.tables import Real, TwoLevel, Whole
 from compress.transform import Transform
 from compress.weight import LowRank, QuantizedWeight, Sparse
+from tests.conftest import needs_kernels
 
-pytestmark = pytest.mark.skipif(not native.available(), reason="installed without the native kernels")
+pytestmark = needs_kernels
 ISAS = native._kernels.isas() if native.available() else []
 TOKENS = (1, 2, 3, 4, 5, 37)
 

@@ -16,8 +16,9 @@ from safetensors.numpy import load_file, save_file
 
 from compress import native
 from compress.errors import CompressError
+from tests.conftest import needs_kernels
 
-pytestmark = pytest.mark.skipif(not native.available(), reason="installed without the native kernels")
+pytestmark = needs_kernels
 if native.available():
     from compress.runtime import Sampling, Unsupported, load
 
@@ -53,6 +54,17 @@ def a_model(kind: str, folder: Path) -> torch.nn.Module:
             p.data = 1 + 0.3 * torch.randn_like(p) if "norm" in name else 0.3 * torch.randn_like(p)
     net.half().save_pretrained(folder)
     return type(net).from_pretrained(folder, dtype=torch.float32).eval()
+
+
+def transformers_llama(**changes) -> torch.nn.Module:
+    """Random weights, biases that are not zero."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    net = LlamaForCausalLM(LlamaConfig(**SIZES | changes)).eval()
+    for name, p in net.named_parameters():
+        p.data = 0.3 * torch.randn_like(p) if name.endswith("bias") else p.data
+    return net
 
 
 @pytest.fixture(scope="module")
@@ -274,6 +286,24 @@ def test_damaged_models_are_refused_in_a_sentence(models, tmp_path: Path, chance
             load(folder)
     config.write_text("[]")
     with pytest.raises(CompressError):
+        load(folder)
+
+
+def test_eight_bit_rows_keep_their_biases(models, tmp_path: Path, chance: torch.Generator):
+    from compress.rows8 import load_rows8, save_rows8
+
+    net = transformers_llama(tie_word_embeddings=True, attention_bias=True, mlp_bias=True)
+    save_rows8(net, tmp_path)
+    ids = some(60, chance)
+    assert close(load(tmp_path, cache_bits=32).logits(ids), reference(load_rows8(tmp_path), ids), 0.02)
+
+
+def test_plain_weights_beyond_fp16_run_on_torch(models, tmp_path: Path):
+    folder = shutil.copytree(models("llama")[0], tmp_path / "model")
+    state = {name: array.astype(np.float32) for name, array in load_file(folder / "model.safetensors").items()}
+    state["model.layers.1.mlp.up_proj.weight"][0, 0] = 70000
+    save_file(state, folder / "model.safetensors")
+    with pytest.raises(Unsupported, match="up_proj' holds numbers beyond fp16"):
         load(folder)
 
 

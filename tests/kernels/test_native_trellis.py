@@ -12,8 +12,9 @@ from compress.luts import default_lut
 from compress.tables import Real
 from compress.transform import Transform
 from compress.weight import QuantizedWeight
+from tests.conftest import needs_kernels
 
-pytestmark = pytest.mark.skipif(not native.available(), reason="installed without the native kernels")
+pytestmark = needs_kernels
 ISAS = native._kernels.isas() if native.available() else []
 
 
