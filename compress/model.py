@@ -390,11 +390,12 @@ def _finish(
 ) -> Report:
     if ranks.first():
         save_model(done.model, source, out, said)
-    ranks.wait()
+    # The first process counts for all: by the time another looked, the report might stand there half written.
+    bits, size = ranks.same((bits_per_weight(out), sum(f.stat().st_size for f in out.iterdir())) if ranks.first() else None)
     report = Report(
         settings=said | {"source": str(source)},
-        bits=bits_per_weight(out),
-        bytes=sum(f.stat().st_size for f in out.iterdir()),
+        bits=bits,
+        bytes=size,
         seconds=time.perf_counter() - begun + sum(n.get("seconds", 0.0) for n in notes),
         peak_memory_bytes=peak_memory(),
         peak_gpu_bytes=torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 0,
