@@ -413,6 +413,28 @@ def test_the_real_assistant_behind_the_page(
     assert page.locator("#sources details").count() > 0
 
 
+def test_the_cursor_goes_to_the_first_field_and_never_leaves_one_the_user_took(
+    serve: Callable, visit: Callable, tmp_path: Any
+):
+    page = visit(serve(Writer(open_home(tmp_path / "empty"), [])))
+    page.get_by_role("button", name="Bring in your mail").click()
+    page.locator("#paths textarea:focus").wait_for()
+    page.get_by_role("tab", name="Write").click()
+    settle(page)
+    page.evaluate("""() => {  // a quick user: the other field is taken in the frame in which it shows
+        const take = () => {
+            const field = document.querySelector("#me input, #me textarea");
+            if (field?.offsetParent) field.focus();
+            else requestAnimationFrame(take);
+        };
+        document.querySelector(".go").click();
+        take();
+    }""")
+    page.locator("#me :focus").wait_for()
+    page.wait_for_timeout(300)
+    assert page.evaluate("document.activeElement.closest('#me') !== null")
+
+
 def test_the_fake_is_an_assistant(tmp_path: Any):
     """It has every public method of the real one that the page uses, with the same parameters."""
     import inspect

@@ -21,8 +21,16 @@ document.addEventListener("keydown", (event) => {
 document.addEventListener("click", (event) => {
   if (!event.target.closest?.(".go")) return;
   [...document.querySelectorAll("#tabs [role=tab]")].at(-1)?.click();
-  setTimeout(() => document.querySelector("#paths textarea")?.focus(), 100);
+  atFirst("#paths textarea");
 });
+
+// Puts the cursor into a field as soon as it shows, but never takes it out of another that the user has gone to meanwhile.
+const atFirst = (field, frames = 60) => {
+  if (!frames || document.activeElement?.matches("input, textarea")) return;
+  const there = document.querySelector(field);
+  if (there?.offsetParent) there.focus();
+  else requestAnimationFrame(() => atFirst(field, frames - 1));
+};
 
 // Gradio names no column for screen readers, and gives each radio button a group of its own, so that the arrow keys
 // would not move between mails.
