@@ -60,6 +60,10 @@ void Linear::set_bias(std::vector<float> bias) {
 void Linear::add_low_rank(LowRank part) {
     expect(part.rank > 0 && part.A.size() == (size_t)part.rank * D_ && part.B.size() == (size_t)part.rank * N_,
            "a low-rank part has A (rank, inputs) and B (outputs, rank)");
+    std::vector<float> columns(part.B.size());  // a product adds a column of B to all outputs at once
+    for (int n = 0; n < N_; n++)
+        for (int r = 0; r < part.rank; r++) columns[(size_t)r * N_ + n] = part.B[(size_t)n * part.rank + r];
+    part.B = std::move(columns);
     low_rank_.push_back(std::move(part));
 }
 
@@ -73,13 +77,20 @@ size_t Linear::bytes() const {
 void Linear::multiply(const float* x, int tokens, float* y, Pool& pool) const {
     static thread_local Buffer inputs, outputs;
     const int N = core_->N(), D = core_->D();
+    const auto each_token = [&](auto task) {
+        if (tokens == 1) return task(0);  // too little to wake others for
+        share(tokens, pool, [&](int first, int last) {
+            for (int t = first; t < last; t++) task(t);
+        });
+    };
     const float* into = x;
     if (D != D_ || !order_.empty() || in_.block > 1 || !in_.signs.empty()) {
         inputs.grow((size_t)tokens * D * sizeof(float));
-        float* p = inputs.as<float>();
-        into = p;
-        for (int t = 0; t < tokens; t++, p += D) {
+        float* all = inputs.as<float>();
+        into = all;
+        each_token([&](int t) {
             const float* from = x + (size_t)t * D_;
+            float* p = all + (size_t)t * D;
             if (order_.empty()) {
                 flip(in_, from, p, D_);
                 std::fill(p + D_, p + D, 0.f);
@@ -88,7 +99,7 @@ void Linear::multiply(const float* x, int tokens, float* y, Pool& pool) const {
                 flip(in_, p, p, D);
             }
             isa_.numerics->hadamard(p, D, in_.block);
-        }
+        });
     }
     float* out = y;
     if (N != N_) {
@@ -96,27 +107,25 @@ void Linear::multiply(const float* x, int tokens, float* y, Pool& pool) const {
         out = outputs.as<float>();
     }
     core_->multiply(into, tokens, out, pool, plain() ? outliers_.get() : nullptr);
-    for (int t = 0; t < tokens; t++) {
+    each_token([&](int t) {
         float *made = out + (size_t)t * N, *to = y + (size_t)t * N_;
         isa_.numerics->hadamard(made, N, out_.block);
         flip(out_, made, to, N_);
-        const float* from = x + (size_t)t * D_;
-        for (const auto& part : low_rank_) {
-            float middle[64];
-            for (int first = 0; first < part.rank; first += 64) {
-                const int last = std::min(part.rank, first + 64);
-                for (int r = first; r < last; r++)
-                    middle[r - first] = part.scale * isa_.numerics->dot(part.A.data() + (size_t)r * D_, from, D_);
-                for (int n = 0; n < N_; n++)
-                    to[n] += isa_.numerics->dot(part.B.data() + (size_t)n * part.rank + first, middle, last - first);
-            }
-        }
+        low_rank(x + (size_t)t * D_, to);
         for (size_t n = 0; n < bias_.size(); n++) to[n] += bias_[n];
-    }
+    });
     if (outliers_ && !plain())
         share((N_ + 15) / 16, pool, [&](int first, int last) {
             isa_.numerics->add_outliers(outliers_->view(), x, D_, tokens, 16 * first, std::min(N_, 16 * last), y, N_);
         });
+}
+
+void Linear::low_rank(const float* x, float* y) const {
+    for (const auto& part : low_rank_)
+        for (int r = 0; r < part.rank; r++) {
+            const float middle = part.scale * isa_.numerics->dot(part.A.data() + (size_t)r * D_, x, D_);
+            isa_.numerics->add_scaled(y, part.B.data() + (size_t)r * N_, middle, N_);
+        }
 }
 
 void Linear::row(int row, float* out) const {
@@ -143,7 +152,7 @@ void Linear::row(int row, float* out) const {
     for (const auto& part : low_rank_)
         for (int r = 0; r < part.rank; r++)
             isa_.numerics->add_scaled(out, part.A.data() + (size_t)r * D_,
-                                      part.scale * part.B[(size_t)row * part.rank + r], D_);
+                                      part.scale * part.B[(size_t)r * N_ + row], D_);
 }
 
 }  // namespace panza

@@ -10,7 +10,7 @@ struct Side {              // of a transform: signs, then (inputs) or before (ou
     std::vector<float> signs;  // empty: none
 };
 
-struct LowRank {          // B (N, rank) A (rank, D), added with `scale`
+struct LowRank {           // B (N, rank) A (rank, D), added with `scale`
     int rank;
     float scale;
     std::vector<float> A, B;
@@ -37,6 +37,7 @@ public:
     bool has_rows() const { return out_.block == 1 && out_.signs.empty(); }
 
 private:
+    void low_rank(const float* x, float* y) const;  // y += the low-rank parts times x, of one token
     bool plain() const;  // the core's inputs and outputs are the weight's, but for padding
 
     int N_, D_;
