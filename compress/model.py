@@ -391,7 +391,9 @@ def _finish(
     if ranks.first():
         save_model(done.model, source, out, said)
     # The first process counts for all: by the time another looked, the report might stand there half written.
-    bits, size = ranks.same((bits_per_weight(out), sum(f.stat().st_size for f in out.iterdir())) if ranks.first() else None)
+    bits, size = ranks.same(
+        (bits_per_weight(out), sum(f.stat().st_size for f in out.iterdir())) if ranks.first() else None
+    )
     report = Report(
         settings=said | {"source": str(source)},
         bits=bits,

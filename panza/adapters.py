@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterable
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -24,25 +24,36 @@ def attach_lora(net: Any, rank: int, alpha: int, dropout: float) -> Any:
 
 
 def joined_(net: Any) -> Any:
-    """Let each fp32 linear layer of `net` add its factors to its weight before it multiplies; the result is the same.
+    """Let each plain fp32 linear layer of `net` add its factors to its weight before it multiplies; the result is the same.
 
     W + s·B·A costs a sum over the weights; peft's W·x + s·B·(A·x) walks the far larger activations five times more.
-    Weights of fewer bits keep peft's way, since a small factor would drown in their rounding.
+    Weights of fewer bits keep peft's way, since a small factor would drown in their rounding; so do layers with a forward
+    of their own, and every call that is not a plain one: adapters disabled, merged, none or several.
     """
     import torch
     from peft.tuners.lora import Linear
 
-    def forward(layer: Any, x: Any) -> Any:
-        if layer.disable_adapters or layer.merged:
-            return layer.base_layer(x)
-        (name,) = layer.active_adapters
-        a, b = layer.lora_A[name].weight, layer.lora_B[name].weight
-        return _joined_linear()(x, layer.base_layer.weight, layer.base_layer.bias, a, b, layer.scaling[name])
-
     for layer in net.modules():
-        if isinstance(layer, Linear) and layer.base_layer.weight.dtype == torch.float32:
-            layer.forward = partial(forward, layer)
+        base = getattr(layer, "base_layer", None)
+        if type(layer) is Linear and type(base) is torch.nn.Linear and "forward" not in vars(base):
+            if base.weight.dtype == torch.float32:
+                layer.__class__ = _joined_layer()
     return net
+
+
+@cache
+def _joined_layer() -> type:
+    from peft.tuners.lora import Linear
+
+    class JoinedLora(Linear):
+        def forward(self, x: Any, *args: Any, **kwargs: Any) -> Any:
+            if self.disable_adapters or self.merged or len(self.active_adapters) != 1 or args or kwargs:
+                return super().forward(x, *args, **kwargs)
+            (name,), base = self.active_adapters, self.base_layer
+            a, b = self.lora_A[name].weight, self.lora_B[name].weight
+            return _joined_linear()(x, base.weight, base.bias, a, b, self.scaling[name])
+
+    return JoinedLora
 
 
 @cache

@@ -187,6 +187,7 @@ class Assistant:
         weights = self.adapter / "adapter_model.safetensors" if self.adapter else None
         return {
             "base": models.base_id(self.base),
+            "base_hash": models.weights_id(self.base),
             "adapter": hashlib.sha256(weights.read_bytes()).hexdigest() if weights else "",
         }
 
@@ -268,6 +269,12 @@ class Assistant:
     def adapter(self) -> Path | None:
         """The folder of the adapter trained on this base, if there is one."""
         return self._adapter_folder if (self._adapter_folder / "adapter_model.safetensors").exists() else None
+
+    @property
+    def learnt(self) -> bool:
+        """Whether there is an adapter, and the weights it was trained on are those that the base has now."""
+        found = self.adapter and read_report(self.adapter).get("base_hash", "")
+        return self.adapter is not None and found in ("", models.weights_id(self.base))
 
     @property
     def _adapter_folder(self) -> Path:

@@ -376,7 +376,7 @@ def demo(
         step("Importing the sample mailbox")
         with bar() as progress:
             panza.import_mail([SAMPLE / "mail.mbox"], sample_addresses(), progress)
-    if panza.adapter is None:
+    if not panza.learnt:
         step("Learning to write like its author (some minutes; Ctrl-C stops, the next start goes on)")
         with bar() as progress:
             panza.learn(progress)

@@ -70,7 +70,7 @@ RECIPES: dict[str, tuple[tuple[float, dict[str, float]], ...]] = {
     "pretrain": ((0.70, _PLATEAU), (0.30, _ANNEAL)),
     "even": ((1.0, {**_PLATEAU, "mail-[0-9]*": 0.34, "prose-wiki_*": 0.44}),),
     "mail": ((0.70, {**_PLATEAU, "mail-[0-9]*": 0.40, "prose-wiki_*": 0.38}), (0.30, {**_ANNEAL, "mail-[0-9]*": 0.75, "prose-wiki_*": 0.03})),
-    # For runs that read all prose ten times: less mail, which is learnt by heart first.
+    # For runs that read all prose eight times: less mail, which is learnt by heart first.
     "long": (
         (0.70, {"prose-wiki_*": 0.64, "mail-[0-9]*": 0.15, "prose-textbooks*": 0.05, "prose-workplace*": 0.03, "prose-dialogues*": 0.04, "prose-novels*": 0.09}),
         (0.30, {"prose-wiki_*": 0.34, "mail-[0-9]*": 0.42, "prose-textbooks*": 0.04, "prose-workplace*": 0.05, "prose-dialogues*": 0.06, "prose-novels*": 0.09}),

@@ -53,7 +53,10 @@ def test_a_smaller_model_drafts_until_it_is_out_of_date(home: Panza, tiny_base: 
     assert "rtn at 8" in home("status").stdout
 
     panza = assistant(home, tiny_base)
-    assert words(panza) == whole and panza.compressed == out
+    assert words(panza) == whole and panza.compressed == out and panza.learnt
+    with pytest.MonkeyPatch.context() as patch:  # the base has other weights under its old name
+        patch.setattr("panza.models.weights_id", lambda base: "others")
+        assert panza.compressed is None and not panza.learnt
     assert panza.drafting_model(adapter=False).name == str(tiny_base), "without what was learnt: the plain base"
     weights = panza.adapter / "adapter_model.safetensors"
     before = weights.read_bytes()

@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 import textwrap
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -86,13 +87,18 @@ def test_it_stops_when_validation_rises(tiny_base: Path, tmp_path: Path) -> None
     assert report["validation_after"] == pytest.approx(min(report["epochs"]), abs=1e-3)
 
 
-def test_a_killed_run_ends_with_the_weights_of_an_undisturbed_one(tiny_base: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
+def test_a_killed_run_ends_with_the_weights_of_an_undisturbed_one(
+    tiny_base: Path, tmp_path: Path, dropout: float
+) -> None:
     """Killed in its second epoch, after a step that no checkpoint has: at each step the run waits to be let on."""
     from safetensors.torch import load_file
 
+    config = replace(CONFIG, dropout=dropout)
+
     def run(folder: Path) -> None:
         net, encoded = loaded(tiny_base)
-        train(net, Parts(encoded[:16], encoded[16:20], encoded[20:]), folder, CONFIG, {})
+        train(net, Parts(encoded[:16], encoded[16:20], encoded[20:]), folder, config, {})
 
     whole, killed = tmp_path / "whole" / "voice", tmp_path / "killed" / "voice"
     run(whole)
@@ -100,11 +106,12 @@ def test_a_killed_run_ends_with_the_weights_of_an_undisturbed_one(tiny_base: Pat
         f"""
         import sys; sys.path[:0] = {[str(Path(__file__).parent), str(Path(__file__).parent.parent)]!r}
         from pathlib import Path
-        import test_train, panza.train as t
+        import dataclasses, test_train, panza.train as t
         t._Run.update.__globals__["_SAVE_EVERY"] = 2
         net, encoded = test_train.loaded(Path({str(tiny_base)!r}))
+        config = dataclasses.replace(test_train.CONFIG, dropout={dropout})
         say = lambda done, total, note="": (print(note, flush=True), sys.stdin.readline())
-        t.train(net, t.Parts(encoded[:16], encoded[16:20], encoded[20:]), Path({str(killed)!r}), test_train.CONFIG, {{}}, say)
+        t.train(net, t.Parts(encoded[:16], encoded[16:20], encoded[20:]), Path({str(killed)!r}), config, {{}}, say)
         """
     )
     command, steps = [sys.executable, "-c", script], 0

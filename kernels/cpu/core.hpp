@@ -85,6 +85,15 @@ void share(int blocks, Pool& pool, Task task) {
     });
 }
 
+// task(token) for each of them.
+template <class Task>
+void each(int tokens, Pool& pool, Task task) {
+    if (tokens == 1) return task(0);  // too little to wake others for
+    share(tokens, pool, [&](int first, int last) {
+        for (int t = first; t < last; t++) task(t);
+    });
+}
+
 std::unique_ptr<Core> make_grid(int N, int D, int bits, Buffer codes, Tables tables, const Isa&);
 std::unique_ptr<Core> make_lut(int N, int D, int bits, int rows, Buffer codes, Tables tables, const Isa&);
 std::unique_ptr<Core> make_additive(int N, int D, int books, int bits, int group, Buffer codes, Tables tables,

@@ -77,18 +77,12 @@ size_t Linear::bytes() const {
 void Linear::multiply(const float* x, int tokens, float* y, Pool& pool) const {
     static thread_local Buffer inputs, outputs;
     const int N = core_->N(), D = core_->D();
-    const auto each_token = [&](auto task) {
-        if (tokens == 1) return task(0);  // too little to wake others for
-        share(tokens, pool, [&](int first, int last) {
-            for (int t = first; t < last; t++) task(t);
-        });
-    };
     const float* into = x;
     if (D != D_ || !order_.empty() || in_.block > 1 || !in_.signs.empty()) {
         inputs.grow((size_t)tokens * D * sizeof(float));
         float* all = inputs.as<float>();
         into = all;
-        each_token([&](int t) {
+        each(tokens, pool, [&](int t) {
             const float* from = x + (size_t)t * D_;
             float* p = all + (size_t)t * D;
             if (order_.empty()) {
@@ -107,13 +101,14 @@ void Linear::multiply(const float* x, int tokens, float* y, Pool& pool) const {
         out = outputs.as<float>();
     }
     core_->multiply(into, tokens, out, pool, plain() ? outliers_.get() : nullptr);
-    each_token([&](int t) {
-        float *made = out + (size_t)t * N, *to = y + (size_t)t * N_;
-        isa_.numerics->hadamard(made, N, out_.block);
-        flip(out_, made, to, N_);
-        low_rank(x + (size_t)t * D_, to);
-        for (size_t n = 0; n < bias_.size(); n++) to[n] += bias_[n];
-    });
+    if (N != N_ || out_.block > 1 || !out_.signs.empty() || !low_rank_.empty() || !bias_.empty())
+        each(tokens, pool, [&](int t) {
+            float *made = out + (size_t)t * N, *to = y + (size_t)t * N_;
+            isa_.numerics->hadamard(made, N, out_.block);
+            flip(out_, made, to, N_);
+            low_rank(x + (size_t)t * D_, to);
+            for (size_t n = 0; n < bias_.size(); n++) to[n] += bias_[n];
+        });
     if (outliers_ && !plain())
         share((N_ + 15) / 16, pool, [&](int first, int last) {
             isa_.numerics->add_outliers(outliers_->view(), x, D_, tokens, 16 * first, std::min(N_, 16 * last), y, N_);

@@ -10,7 +10,7 @@ struct Side {              // of a transform: signs, then (inputs) or before (ou
     std::vector<float> signs;  // empty: none
 };
 
-struct LowRank {           // B (N, rank) A (rank, D), added with `scale`
+struct LowRank {           // B (N, rank) A (rank, D), added with `scale`; a Linear keeps B as (rank, N)
     int rank;
     float scale;
     std::vector<float> A, B;

@@ -163,8 +163,9 @@ void Session::forward(const int* tokens, int count, float* logits, bool all) {
         }
     }
     const auto norm = [&](const std::vector<float>& weight, int first, int n) {
-        for (int t = first; t < first + n; t++)
-            isa.steps->rms_norm(x_.data() + (size_t)t * s.hidden, weight.data(), s.eps, h_.data() + (size_t)(t - first) * s.hidden, s.hidden);
+        each(n, *pool_, [&](int t) {
+            isa.steps->rms_norm(x_.data() + (size_t)(first + t) * s.hidden, weight.data(), s.eps, h_.data() + (size_t)t * s.hidden, s.hidden);
+        });
     };
     const auto add = [&](const Linear& weight, const float* from, int lda) {
         piece_.resize((size_t)count * s.hidden);
@@ -182,10 +183,10 @@ void Session::forward(const int* tokens, int count, float* logits, bool all) {
         add(*layer.out, mixed_.data(), q_size);
         norm(layer.ffn_norm, 0, count);
         products(layer.gate_up, h_.data(), count, gate_up_, piece_, *pool_);
-        for (int t = 0; t < count; t++) {
+        each(count, *pool_, [&](int t) {
             float* gate = gate_up_.data() + (size_t)t * 2 * s.ffn;
             isa.steps->swiglu(gate, gate + s.ffn, s.ffn);
-        }
+        });
         add(*layer.down, gate_up_.data(), 2 * s.ffn);
     }
     tokens_.insert(tokens_.end(), tokens, tokens + count);
@@ -201,7 +202,7 @@ void Session::remember(int layer, int start, int count) {
     const auto& steps = *model_->isa().steps;
     const auto& parts = model_->layers()[layer];
     const int d = s.head_dim, row = (s.heads + 2 * s.kv_heads) * d, rotated = (int)s.frequencies.size();
-    for (int t = 0; t < count; t++) {
+    each(count, *pool_, [&](int t) {
         float* token = qkv_.data() + (size_t)t * row;
         for (int h = 0; h < s.heads + s.kv_heads; h++) {
             float* x = token + h * d;
@@ -224,7 +225,7 @@ void Session::remember(int layer, int start, int count) {
                 std::copy_n(value, d, values_.as<float>() + head + (size_t)within * d);
             }
         }
-    }
+    });
 }
 
 void Session::attend(int layer, int start, int count) {
@@ -280,7 +281,7 @@ void Session::attend_head(int layer, int head, int start, int first, int last) {
             }
             if (bits_ == 8)
                 for (int j = low; j < high; j++) line[j] *= keys_step(layer, head)[at + j];
-            const float top = std::max(most[r], *std::max_element(line + low, line + high));
+            const float top = std::max(most[r], steps.most(line + low, high - low));
             const float fade = std::exp(most[r] - top);  // 0 for the first tile
             sum[r] = sum[r] * fade + steps.exp_sum(line + low, high - low, top);
             most[r] = top;

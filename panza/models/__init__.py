@@ -97,6 +97,17 @@ def base_id(base: str) -> str:
     return base or "panza-base"
 
 
+def weights_id(base: str) -> str:
+    """Names the weights that a base has now, whatever it is called; "" if they cannot be read without torch."""
+    from compress.errors import CompressError
+
+    try:
+        place = folder(base)
+        return adapters.base_hash_of(place) if place else ""
+    except (CompressError, UserError, OSError):
+        return ""
+
+
 def load_base(base: str = "", fetch: bool = False) -> tuple[Any, Any]:
     """(transformers causal LM, fast tokenizer) on the GPU if there is one. Raises UserError if there is none.
 

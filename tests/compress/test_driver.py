@@ -7,7 +7,6 @@ import math
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 from dataclasses import replace
@@ -246,21 +245,17 @@ print(compress_model(sys.argv[1], sys.argv[2], "gptq", 3, Path(sys.argv[3]), opt
 
 
 def test_two_processes_do_what_one_does(tiny_base: Path, text: Path, tmp_path: Path):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    shared = os.environ | {
-        "WORLD_SIZE": "2",
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-        "CUDA_VISIBLE_DEVICES": "",
-    }
-    arguments = [sys.executable, "-c", WORKER, str(tiny_base), str(tmp_path / "two"), str(text)]
-    workers = [
-        subprocess.Popen(arguments, cwd=ROOT, env=shared | {"RANK": rank, "LOCAL_RANK": rank}, stderr=subprocess.PIPE)
-        for rank in "01"
-    ]
-    assert [w.wait() for w in workers] == [0, 0], b"\n".join(w.stderr.read() for w in workers).decode()
+    (tmp_path / "worker.py").write_text(WORKER)
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=0"]
+    launch += ["--rdzv_backend=c10d", "--rdzv_endpoint=localhost:0", str(tmp_path / "worker.py")]
+    run = subprocess.run(
+        [*launch, str(tiny_base), str(tmp_path / "two"), str(text)],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"},
+    )
+    assert run.returncode == 0, run.stderr[-3000:]
     options = replace(SMALL, sequences=7, tune=1, guided=2, finetune=1)
     one = compress_model(tiny_base, tmp_path / "one", "gptq", 3, text, options)
     two = json.loads((tmp_path / "two" / "report.json").read_text())

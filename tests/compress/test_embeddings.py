@@ -107,7 +107,7 @@ def test_compressed_ends_are_not_compressed_again():
 
 def test_the_embedded_model_keeps_its_predictions_at_eight_and_six_bits():
     model, found = load_rows8(BASE), []
-    ids = torch.randint(0, 12288, (1, 48), generator=torch.Generator().manual_seed(0))
+    ids = torch.randint(0, model.config.vocab_size, (1, 48), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         before = model(ids).logits.log_softmax(-1)
         for bits in (8, 6):

@@ -158,7 +158,8 @@ def test_the_embedded_model_runs_without_torch(chance: torch.Generator):
     from compress.rows8 import load_rows8
     from panza.models import EMBEDDED
 
-    net, ids = load_rows8(EMBEDDED), some(100, chance, 12288)
+    net = load_rows8(EMBEDDED)
+    ids = some(100, chance, net.config.vocab_size)
     assert close(load(EMBEDDED).logits(ids), reference(net, ids), 2e-3)
     code = f"import sys; from pathlib import Path; from compress.runtime import load; load(Path({str(EMBEDDED)!r})).logits([1, 2]); sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0
@@ -212,7 +213,8 @@ def test_sampling_follows_the_probabilities(models, chance: torch.Generator):
     runtime, ids = load(folder), some(10, chance)
     probabilities = torch.softmax(reference(net, ids)[-1] / 0.8, 0)
     order = probabilities.sort(descending=True)
-    nucleus = set(order.indices[order.values.cumsum(0) - order.values < 0.7].tolist())
+    nucleus = set(order.indices[order.values.cumsum(0) - order.values < 0.701].tolist())
+    third = order.values[2] * 0.999  # two that are as likely may change places
 
     def drawn(count: int, **how) -> list[int]:
         return [next(runtime.generate(ids, Sampling(0.8, seed=seed, **how), most=1)) for seed in range(count)]
@@ -220,7 +222,7 @@ def test_sampling_follows_the_probabilities(models, chance: torch.Generator):
     counts = torch.bincount(torch.tensor(drawn(4000)), minlength=300) / 4000
     assert (counts - probabilities).abs().sum() < 0.35
     assert set(drawn(300, top_p=0.7)) <= nucleus
-    assert set(drawn(300, top_k=3)) <= set(order.indices[:3].tolist())
+    assert set(drawn(300, top_k=3)) <= set(order.indices[order.values >= third].tolist())
     assert set(drawn(300, min_p=0.5)) <= {t for t in range(300) if probabilities[t] >= 0.4999 * probabilities.max()}
     assert drawn(20) == drawn(20), "a seed repeats"
 

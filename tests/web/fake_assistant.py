@@ -103,7 +103,7 @@ class Writer:
     def status(self) -> Status:
         sent = sum(m.mine for m in self.mails.values())
         me = (ME.email,) if self.mails else ()
-        return Status(len(self.mails), sent, me, sent, "panza-small", self.adapter, "", len(self.mails))
+        return Status(len(self.mails), sent, me, sent, "panza-base", self.adapter, "", len(self.mails))
 
     def import_mail(self, paths: Sequence[Path], me: Sequence[str], progress: Progress) -> ImportReport:
         """One mail a paragraph: first line the subject, the rest the body."""

@@ -38,6 +38,7 @@ def running(assistant: Any) -> Iterator[Listening]:
     thread = threading.Thread(target=listening.run, daemon=True)
     thread.start()
     while not listening.server.started:
+        assert thread.is_alive(), "the server ended before it began"
         time.sleep(0.01)
     try:
         yield listening

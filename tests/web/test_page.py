@@ -116,6 +116,7 @@ def test_keys_draft_and_stop(page: Any, writer: Writer):
     writer.gate.let(4)
     page.keyboard.press("Control+Enter")
     wait_for_draft(page, "".join(words[:4]))
+    page.locator("#stop").wait_for()
     page.keyboard.press("Escape")
     page.locator("#again").wait_for()  # and not before: the gate lets nothing more through
     writer.gate.let()
@@ -294,6 +295,7 @@ def test_import_and_learn_from_the_page(serve: Callable, visit: Callable, tmp_pa
     (tmp_path / "notes.mbox").write_text("\n\n".join(f"Subject {n}\nBody {n}" for n in range(40)))
     writer = Writer(open_home(tmp_path / "home"))
     page = visit(serve(writer))
+    settle(page)
     assert "No mail yet" in page.locator("#status").inner_text()
     page.get_by_role("button", name="Bring in your mail").click()
     page.get_by_label("Files or folders").fill(f"{tmp_path}/nowhere")
@@ -335,6 +337,7 @@ def test_learning_goes_on_over_a_reload_and_stops_when_asked(page: Any, writer: 
     page.locator("#learn-stop").wait_for()
     page.get_by_role("button", name="Learn my voice").wait_for(state="hidden")
     page.reload()
+    page.locator("#status dl").wait_for()
     page.get_by_role("tab", name="Your mail").click()
     page.get_by_role("progressbar").wait_for()
     page.get_by_role("tab", name="Write").click()
@@ -398,6 +401,7 @@ def test_the_real_assistant_behind_the_page(
     """Import from the page, then draft: real store, real retrieval, a language model of some thousand weights."""
     assistant = pytest.importorskip("panza.assistant")
     page = visit(serve(assistant.Assistant(open_home(tmp_path / "home"), str(tiny_base))))
+    settle(page)
     page.get_by_role("button", name="Bring in your mail").click()
     page.get_by_label("Files or folders").fill(str(mailbox))
     page.get_by_label("Your own addresses").fill("mara.lindt@example.org")
@@ -417,6 +421,7 @@ def test_the_cursor_goes_to_the_first_field_and_never_leaves_one_the_user_took(
     serve: Callable, visit: Callable, tmp_path: Any
 ):
     page = visit(serve(Writer(open_home(tmp_path / "empty"), [])))
+    settle(page)
     page.get_by_role("button", name="Bring in your mail").click()
     page.locator("#paths textarea:focus").wait_for()
     page.get_by_role("tab", name="Write").click()
@@ -427,8 +432,8 @@ def test_the_cursor_goes_to_the_first_field_and_never_leaves_one_the_user_took(
             if (field?.offsetParent) field.focus();
             else requestAnimationFrame(take);
         };
+        take();  // asks for its frame before the page asks for its own
         document.querySelector(".go").click();
-        take();
     }""")
     page.locator("#me :focus").wait_for()
     page.wait_for_timeout(300)

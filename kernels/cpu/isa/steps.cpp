@@ -57,7 +57,7 @@ static void mix(const float* a, int lda, const float* b, int ldb, float* c, int 
 // e^x to two units in the last place, for x <= 88; 1e-38 for what is smaller than -87.
 static inline float exponential(float x) {
     x = x < -87.f ? -87.f : x;
-    const float n = __builtin_floorf(x * 1.44269504f + 0.5f);
+    const float n = (x * 1.44269504f + 12582912.f) - 12582912.f;  // the nearest whole number: 1.5 x 2^23 has no room for more
     const float r = (x - n * 0.693359375f) + n * 2.12194440e-4f;  // ln 2 in two parts
     float p = 1.9875691500e-4f;
     p = p * r + 1.3981999507e-3f;
@@ -70,6 +70,18 @@ static inline float exponential(float x) {
     float power;
     memcpy(&power, &bits, 4);
     return p * power;
+}
+
+static float most(const float* x, int n) {
+    float each[16];
+    for (int j = 0; j < 16; j++) each[j] = -INFINITY;
+    int i = 0;
+    for (; i + 16 <= n; i += 16)
+        for (int j = 0; j < 16; j++) each[j] = x[i + j] > each[j] ? x[i + j] : each[j];
+    float found = -INFINITY;
+    for (; i < n; i++) found = x[i] > found ? x[i] : found;
+    for (int j = 0; j < 16; j++) found = each[j] > found ? each[j] : found;
+    return found;
 }
 
 static float exp_sum(float* x, int n, float most) {
@@ -141,6 +153,6 @@ static void from_int8(const int8_t* x, float* y, size_t n) {
     for (size_t i = 0; i < n; i++) y[i] = (float)x[i];
 }
 
-const Steps STEPS = {mix, exp_sum, swiglu, rms_norm, rotate, to_half, to_int8, from_int8};
+const Steps STEPS = {mix, most, exp_sum, swiglu, rms_norm, rotate, to_half, to_int8, from_int8};
 
 }  // namespace panza::PANZA_ISA

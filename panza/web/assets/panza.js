@@ -25,11 +25,11 @@ document.addEventListener("click", (event) => {
 });
 
 // Puts the cursor into a field as soon as it shows, but never takes it out of another that the user has gone to meanwhile.
-const atFirst = (field, frames = 60) => {
-  if (!frames || document.activeElement?.matches("input, textarea")) return;
+const atFirst = (field) => {
+  if (document.activeElement?.matches("input, textarea")) return;
   const there = document.querySelector(field);
   if (there?.offsetParent) there.focus();
-  else requestAnimationFrame(() => atFirst(field, frames - 1));
+  else requestAnimationFrame(() => atFirst(field));
 };
 
 // Gradio names no column for screen readers, and gives each radio button a group of its own, so that the arrow keys
