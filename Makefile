@@ -21,7 +21,7 @@ run: $(VENV)/.installed
 
 install: $(VENV)/.installed
 
-test: $(VENV)/.installed-test
+test: $(VENV)/.installed-test $(VENV)/.llama
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/python -m pytest
@@ -39,6 +39,18 @@ $(VENV)/.installed: $(VENV)/.torch $(SOURCES)
 
 $(VENV)/.installed-test: $(VENV)/.installed
 	PANZA_NATIVE=$(NATIVE) $(BIN)/pip install --quiet --disable-pip-version-check --editable '.[test]'
+	@touch $@
+
+# llama.cpp, to read what is exported for it: two minutes on two cores without what nobody here calls. Without a compiler
+# its tests are skipped.
+LLAMA_CMAKE := -DCMAKE_PROJECT_INCLUDE=$(CURDIR)/tests/compress/llama.cmake -DLLAVA_BUILD=OFF -DLLAMA_BUILD_MTMD=OFF \
+ -DGGML_OPENMP=OFF -DGGML_LLAMAFILE=OFF -DLLAMA_OPENSSL=OFF -DLLAMA_ALL_WARNINGS=OFF \
+ -DCMAKE_C_FLAGS_RELEASE='-O1 -DNDEBUG' -DCMAKE_CXX_FLAGS_RELEASE='-O1 -DNDEBUG'
+
+$(VENV)/.llama: $(VENV)/.installed-test
+	@echo "Compiling llama.cpp for its tests (one to three minutes)"
+	CMAKE_ARGS="$(LLAMA_CMAKE)" $(BIN)/pip install --quiet --disable-pip-version-check 'llama-cpp-python>=0.3.36,<0.4' || \
+		echo "llama.cpp could not be built: its tests will be skipped"
 	@touch $@
 
 clean:

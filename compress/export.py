@@ -1,4 +1,4 @@
-"""python -m compress.export MODEL --format F --out DIR [--json]: a compressed model as another library loads it."""
+"""python -m compress.export MODEL --format F --out PATH [--json]: a compressed model as another library loads it."""
 
 from __future__ import annotations
 
@@ -12,20 +12,28 @@ from typing import Any
 from compress.errors import CompressError
 
 
-def export(source: str | Path, out: Path, name: str) -> dict[str, Any]:
-    """Write the model in the directory `source` to `out` as `formats.PLAIN` or one of `formats.FORMATS`; what was written.
+def export(
+    source: str | Path, out: Path, name: str, kind: str = "F16", text: Path | None = None, sequences: int = 64
+) -> dict[str, Any]:
+    """Write the model in the directory `source` to `out` as `formats.PLAIN`, one of `formats.FORMATS` or GGUF; what was written.
 
-    layers: how many stay compressed. Raises CompressError, naming the layer, for what the format cannot say.
+    kind, text, sequences: see `export_gguf`. layers: how many stay compressed. Raises CompressError, naming the layer,
+    for what the format cannot say.
     """
     from compress.checkpoint import load_model
-    from compress.formats import PLAIN, export_model, format_module
+    from compress.formats import GGUF, PLAIN, export_model, format_module
     from compress.linear import quantized_layers
     from compress.model import find_model
 
-    if name != PLAIN:
+    if name not in (PLAIN, GGUF):
         format_module(name)
     source = find_model(source)
     model = load_model(source)
+    if name == GGUF:
+        from compress.formats.gguf import export_gguf
+
+        made = {"layers": 0} | export_gguf(model, source, out, kind, text, sequences)
+        return {"out": str(out), "format": name, "bytes": out.stat().st_size} | made
     if not quantized_layers(model):
         raise CompressError(f"'{source}' is not compressed: give what python -m compress wrote")
     layers = export_model(model, source, out, name)
@@ -34,16 +42,26 @@ def export(source: str | Path, out: Path, name: str) -> dict[str, Any]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """0; 1 after one sentence on standard error for a user's mistake; argparse exits with 2 for a wrong usage."""
-    from compress.formats import FORMATS, PLAIN
+    from compress.formats import FORMATS, GGUF, PLAIN
 
     parser = argparse.ArgumentParser(prog="python -m compress.export", description=__doc__.splitlines()[0])
-    parser.add_argument("model", help="the directory of a compressed model")
-    parser.add_argument("--format", required=True, help=", ".join((PLAIN, *FORMATS)))
-    parser.add_argument("--out", type=Path, required=True, help="a new directory")
+    parser.add_argument("model", help="the directory of a compressed model; for gguf of any model")
+    parser.add_argument("--format", required=True, help=", ".join((PLAIN, *FORMATS, GGUF)))
+    parser.add_argument("--out", type=Path, required=True, help="a new directory; for gguf a new file")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
+    gguf = parser.add_argument_group("gguf")
+    gguf.add_argument(
+        "--type", type=str.upper, help="F16 (default), BF16, F32; with llama-cpp-python Q4_K_M, IQ2_XS, ..."
+    )
+    gguf.add_argument(
+        "--calibration", type=Path, metavar="TEXT", help="weigh a layer's inputs by what this brings there"
+    )
+    gguf.add_argument("--sequences", type=int, default=64, help="of calibration, 512 tokens each")
     a = parser.parse_args(arguments)
+    if a.format != GGUF and (a.type or a.calibration):
+        parser.error("--type and --calibration go with --format gguf")
     try:
-        found = export(a.model, a.out, a.format)
+        found = export(a.model, a.out, a.format, a.type or "F16", a.calibration, a.sequences)
     except CompressError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -53,7 +71,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def sentence(found: dict[str, Any]) -> str:
     """The result for people."""
-    return f"{found['out']}: {found['bytes'] / 1e6:.1f} MB, {found['format']}, {found['layers']} layers compressed"
+    from compress.formats import GGUF
+
+    size = f"{found['out']}: {found['bytes'] / 1e6:.1f} MB, {found['format']}"
+    if found["format"] != GGUF:
+        return f"{size}, {found['layers']} layers compressed"
+    nearly = f"llama.cpp splits text almost as the model's tokenizer does: {found['alike']:.1%} of the probes' tokens"
+    return f"{size} {found['type']}" + ("" if found["alike"] == 1 else f"; {nearly}")
 
 
 if __name__ == "__main__":

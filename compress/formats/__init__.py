@@ -3,7 +3,8 @@
 A format is a module with: MARK (the tensor whose presence says that a layer is of this format), SUFFIXES (all of
 them), `read(tensors, shape, settings)` -> QuantizedWeight, `write(weight, name)` -> tensors, and `settings(name, layers,
 plain)` -> the `quantization_config` of config.json, plain: the matrices that are not compressed. All raise CompressError
-for what they cannot say. To add one: its file, and its line in FORMATS. PLAIN has no codes and so no file.
+for what they cannot say. To add one: its file, and its line in FORMATS. PLAIN has no codes and so no file. GGUF is a
+whole model in one file, written by `gguf.export_gguf` with the help of gguf_vocabulary and gguf_types.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from compress.errors import BROKEN, CompressError
 from compress.linear import QuantizedLinear, quantized_layers
 
 PLAIN = "plain"  # every layer decoded, for libraries that read nothing smaller
+GGUF = "gguf"  # one file for llama.cpp, of any model: `gguf.py`
 FORMATS = {
     "aqlm": "compress.formats.aqlm",
     "gptq": "compress.formats.gptq",
@@ -37,7 +39,7 @@ FORMATS = {
 def format_module(name: str) -> ModuleType:
     """The module of a format. Raises CompressError for an unknown one."""
     if name not in FORMATS:
-        raise CompressError(f"unknown format '{name}': choose one of {', '.join((PLAIN, *FORMATS))}")
+        raise CompressError(f"unknown format '{name}': choose one of {', '.join((PLAIN, *FORMATS, GGUF))}")
     return import_module(FORMATS[name])
 
 
@@ -59,9 +61,9 @@ def export_model(model: nn.Module, source: Path, out: Path, name: str, dtype: to
         tensors |= {f"{layer_name}.{suffix}": t.contiguous() for suffix, t in written.items()}
         if layer.bias is not None:
             tensors[f"{layer_name}.bias"] = layer.bias.detach().to(dtype)
-    dense = _dense(model, layers, dtype)
+    dense = dense_tensors(model, layers, dtype)
     plain = sorted(n for n in dense if n.endswith(".weight"))
-    tensors |= {n: t for n, t in dense.items() if n not in _tied(model)}
+    tensors |= {n: t for n, t in dense.items() if n not in tied_names(model)}
     config = json.loads(model.config.to_json_string(use_diff=False)) | {"dtype": str(dtype).removeprefix("torch.")}
     if layers:
         config["quantization_config"] = module.settings(name, layers, plain)
@@ -142,7 +144,7 @@ def _read(
         raise CompressError(f"the tensors of layer '{name}' do not fit together: {type(error).__name__}") from error
 
 
-def _dense(model: nn.Module, layers: dict[str, nn.Module], dtype: torch.dtype) -> dict[str, Tensor]:
+def dense_tensors(model: nn.Module, layers: dict[str, nn.Module], dtype: torch.dtype) -> dict[str, Tensor]:
     """Everything outside of `layers`, decoded, by the names of a plain model."""
     inside = tuple(f"{name}." for name in layers)
     tensors = {n: t for n, t in model.state_dict().items() if not n.startswith(inside) and ".quantized." not in n}
@@ -153,7 +155,7 @@ def _dense(model: nn.Module, layers: dict[str, nn.Module], dtype: torch.dtype) -
     return {n: t.cpu().clone().contiguous() for n, t in cast.items()}
 
 
-def _tied(model: nn.Module) -> set[str]:
+def tied_names(model: nn.Module) -> set[str]:
     """Names of weights that transformers fills from others."""
     return set(getattr(model, "_tied_weights_keys", None) or ()) if model.config.tie_word_embeddings else set()
 
