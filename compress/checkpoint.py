@@ -221,7 +221,7 @@ def assign_tensors_(
         embedding.dtype = dtype
     else:
         model.tie_weights()
-    _fill_computed_(model)
+    fill_computed_(model)
 
 
 def _input_embedding(model: nn.Module) -> str:
@@ -269,7 +269,7 @@ def share_(model: nn.Module, shared: dict[str, str]) -> None:
         setattr(model.get_submodule(module), leaf, getattr(model.get_submodule(source), key))
 
 
-def _fill_computed_(model: nn.Module) -> None:
+def fill_computed_(model: nn.Module) -> None:
     """Buffers that no file holds (RoPE's tables, an embedding's factor) are computed anew, as transformers does it."""
     for module in model.modules():
         empty = {name: b for name, b in module.named_buffers(recurse=False) if b.is_meta}

@@ -21,9 +21,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from compress.checkpoint import copy_tokenizer
+from compress.checkpoint import copy_tokenizer, fill_computed_
 from compress.errors import BROKEN, CompressError
-from compress.linear import QuantizedLinear, quantized_layers
+from compress.linear import QuantizedEmbedding, QuantizedLinear, quantized_layers
 
 PLAIN = "plain"  # every layer decoded, for libraries that read nothing smaller
 GGUF = "gguf"  # one file for llama.cpp, of any model: `gguf.py`
@@ -150,9 +150,22 @@ def dense_tensors(model: nn.Module, layers: dict[str, nn.Module], dtype: torch.d
     tensors = {n: t for n, t in model.state_dict().items() if not n.startswith(inside) and ".quantized." not in n}
     for name, layer in quantized_layers(model).items():
         if name not in layers:
-            tensors[f"{name}.weight"] = layer.quantized.dense()
+            factor = _factor(model.config) if isinstance(layer, QuantizedEmbedding) else 1.0
+            tensors[f"{name}.weight"] = layer.quantized.dense() / factor
     cast = {n: t.detach().to(dtype) if t.is_floating_point() else t for n, t in tensors.items()}
     return {n: t.cpu().clone().contiguous() for n, t in cast.items()}
+
+
+def _factor(config: Any) -> float:
+    """What a plain model multiplies its embedding's rows with (Gemma: the root of the width): compressed rows hold it."""
+    from transformers import AutoModelForCausalLM
+
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    embedding = model.get_input_embeddings()
+    embedding.weight = nn.Parameter(torch.ones(1, 1).expand(embedding.weight.shape))
+    fill_computed_(model)
+    return embedding(torch.zeros(1, dtype=torch.long))[0, 0].item()
 
 
 def tied_names(model: nn.Module) -> set[str]:

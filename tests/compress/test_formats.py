@@ -8,11 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+from transformers import AutoModelForCausalLM, Gemma3ForCausalLM, Gemma3TextConfig, LlamaConfig, LlamaForCausalLM
 
 from compress import ops
 from compress.checkpoint import load_model
 from compress.decode import Additive, Grid, Lut
+from compress.embeddings import compress_embeddings_
 from compress.errors import CompressError
 from compress.formats import export_model, format_module
 from compress.linear import QuantizedEmbedding, QuantizedLinear
@@ -162,6 +163,17 @@ def test_a_whole_model_goes_out_and_comes_back(name: str, tmp_path: Path):
     assert near(again(ids).logits, model(ids).logits)
     kept = sum(isinstance(m, QuantizedLinear) for m in again.modules())
     assert kept == (0 if name == "plain" else 14), "layers stay compressed"
+
+
+def test_rows_that_a_model_multiplies_are_written_as_they_were(tmp_path: Path):
+    """Gemma's embedding has a factor, which the compressed rows hold and the plain ones do not."""
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 1, "vocab_size": 96, "head_dim": 16}
+    net = Gemma3ForCausalLM(Gemma3TextConfig(**sizes, num_attention_heads=2, num_key_value_heads=1)).eval()
+    compress_embeddings_(net)
+    ids = torch.randint(0, 96, (2, 9))
+    export_model(net, tmp_path, tmp_path / "out", "plain")
+    assert near(load_model(tmp_path / "out")(ids).logits, net(ids).logits)
 
 
 @pytest.mark.parametrize(("name", "package"), [("aqlm", "aqlm"), ("compressed-tensors", "compressed_tensors")])

@@ -259,18 +259,22 @@ def test_what_mail_brings_to_each_layer_makes_two_bits_better(llama, tmp_path: P
     assert losses[1] < 0.9 * losses[0]
 
 
-@pytest.fixture(scope="module")
-def small(qwen2_tokens, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A Llama at 2 bits a weight."""
-    folder = tmp_path_factory.mktemp("small")
-    whole = saved(folder / "net", model("llama"), qwen2_tokens)
+def compressed(folder: Path, case: str, tokenizer: PreTrainedTokenizerBase) -> Path:
+    """A model at 2 bits a weight."""
+    whole = saved(folder / "net", model(case), tokenizer)
     arguments = [str(whole), "--method", "trellis", "--bits", "2", "--out", str(folder / "small")]
     assert compress([*arguments, "--sequences", "4", "--length", "16"]) == 0
     return folder / "small"
 
 
-def test_a_compressed_model_is_decoded(small: Path, llama, capsys):
-    ids = torch.randint(0, 500, (40,)).tolist()
+@pytest.fixture(scope="module")
+def small(qwen2_tokens, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return compressed(tmp_path_factory.mktemp("small"), "llama", qwen2_tokens)
+
+
+@pytest.mark.parametrize("case", ["llama", "llama, tied", "gemma3_text"])
+def test_a_compressed_model_is_decoded(case: str, qwen2_tokens, llama, tmp_path: Path):
+    small, ids = compressed(tmp_path, case, qwen2_tokens), torch.randint(0, 500, (40,)).tolist()
     found, wanted = llama(exported(small)).logits(ids)[:, :520], predicted(load_model(small), ids)
     assert (found - wanted).norm() < 0.01 * wanted.norm()
 
