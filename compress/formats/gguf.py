@@ -46,6 +46,7 @@ class Architecture:
     norm: float = 0.0  # what its norms' weights lack of the factor that they are
     windows: bool = False  # knows attention to the last tokens alone; if not, the context ends with the window
     factors: tuple[str, ...] = ()  # the RoPE scalings that it takes as a factor for each frequency
+    caps: bool = False  # bounds the attention's logits if asked
     own_head: bool = True  # may have a head apart from the embedding
     wide: int = 0  # so many layers means that the attention's scale comes from the hidden size
 
@@ -56,7 +57,7 @@ ARCHITECTURES = {  # transformers' model_type
     "qwen2": Architecture("qwen2"),
     "qwen3": Architecture("qwen3"),
     "phi3": Architecture("phi3", factors=("longrope",)),
-    "gemma2": Architecture("gemma2", "gelu_pytorch_tanh", norm=1.0, windows=True, own_head=False, wide=46),
+    "gemma2": Architecture("gemma2", "gelu_pytorch_tanh", norm=1.0, windows=True, caps=True, own_head=False, wide=46),
     "gemma3_text": Architecture("gemma3", "gelu_pytorch_tanh", norm=1.0, windows=True, wide=62),
 }
 
@@ -108,6 +109,7 @@ def architecture(model: nn.Module) -> Architecture:
         f"its activation is {activation}, not {found.activation}": activation != found.activation,
         f"its attention's scale is {scale}, not {known_scale}": scale not in (None, known_scale),
         "its head is not the embedding": not (found.own_head or config.tie_word_embeddings),
+        "its attention is capped": bool(getattr(config, "attn_logit_softcapping", None)) and not found.caps,
         "its attention is bidirectional": bool(getattr(config, "use_bidirectional_attention", False)),
     }
     for reason, holds in wrong.items():

@@ -354,6 +354,7 @@ MISTAKES = {
     "an unknown activation": ("llama", {"hidden_act": "gelu"}, "qwen2", "F16", "its activation is gelu, not silu"),
     "an unknown RoPE": ("qwen2", {"rope_parameters": ROPE | LLAMA3}, "qwen2", "F16", "no RoPE scaling 'llama3'"),
     "an unknown scale": ("gemma2", {"query_pre_attn_scalar": 99}, "qwen2", "F16", "attention's scale is 99, not 32"),
+    "an unknown cap": ("gemma3_text", {"attn_logit_softcapping": 9.0}, "qwen2", "F16", "its attention is capped"),
     "an untied head": ("gemma2", {"tie_word_embeddings": False}, "qwen2", "F16", "its head is not the embedding"),
     "too few rows": (
         "llama",
