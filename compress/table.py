@@ -62,12 +62,12 @@ def _row(
     model: Path, method: str, bits: float, texts: Sequence[Path], calibration: Path | None, work: Path,
     options: Options, context: int,
 ) -> dict[str, Any]:  # fmt: skip
-    out = work / f"{method}-{bits:g}"
+    out, how = work / f"{method}-{bits:g}", {"context": context, "batch": max(1, options.batch // context)}
     if not method:
         size = sum(f.stat().st_size for f in model.iterdir() if f.suffix == ".safetensors")
-        return {"bytes": size, "texts": [asdict(measure(model, read_text(t), context=context)) for t in texts]}
+        return {"bytes": size, "texts": [asdict(measure(model, read_text(t), **how)) for t in texts]}
     report = compress_model(model, out, method, bits, calibration, options)
-    found = [asdict(measure(out, read_text(t), reference=model, context=context)) for t in texts]
+    found = [asdict(measure(out, read_text(t), reference=model, **how)) for t in texts]
     shutil.rmtree(out)
     return {"bytes": report.bytes, "bits": report.bits, "seconds": report.seconds, "texts": found}
 
@@ -124,8 +124,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--tune", type=int, default=0, help="epochs of block tuning, for every method")
     parser.add_argument("--finetune", type=int, default=0, help="epochs of tuning the whole model, for every method")
     parser.add_argument("--guided", type=int, default=0, help="output groups of guided Hessians, for every method")
+    parser.add_argument("--batch", type=int, default=Options.batch, help="tokens that run at once")
     a = parser.parse_args(arguments)
-    options = Options(sequences=a.sequences, length=a.length, tune=a.tune, finetune=a.finetune, guided=a.guided)
+    names = "sequences", "length", "tune", "finetune", "guided", "batch"
+    options = Options(**{name: getattr(a, name) for name in names})
     try:
         rows = fill(find_model(a.model), a.text, a.calibration, a.work, options, a.methods, a.bits, a.context)
         how = f"context {a.context}, calibration {a.sequences} × {a.length} tokens, {a.tune} epochs of block tuning"

@@ -13,44 +13,57 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from compress import nvrtc
+
 FAR = 1e30  # the cost of a start that is not allowed
 
 
 class Viterbi:
-    """A search over C chains of T steps whose buffers, and on a GPU whose graph, serve every call."""
+    """A search over C chains of T steps whose buffers serve every call; on a GPU one kernel does it all."""
 
     def __init__(self, lut: Tensor, step: int, T: int, C: int) -> None:
         """lut: (S,) fp32, the value of each state."""
         S, P, J = len(lut), 1 << step, len(lut) >> step
         assert J >= 1, "a window holds at least the new bits"
-        self.T, self.step, self.start, self.best = T, step, lut.new_zeros(J, C), lut.new_zeros(J, C)
-        by_row = lut.view(J, P).T.flatten()
-        self.terms = torch.stack((by_row.square(), -2 * by_row, torch.ones_like(lut)), 1).expand(T, S, 3)
-        self.features, self.cost = lut.new_zeros(T, 3, C), lut.new_zeros(T, S, C)
-        self.leaving = list(self.cost.view(T, P, J, C))
-        both = min(P, J)  # the set before a state is state % J: its low bits, then low bits of its own set
-        self.entering = list(self.cost.view(T, P // both, both, both, J // both, C))
-        self.before = self.best.view(J // both, both, C).transpose(0, 1)[:, None]
-        self._graph = _captured(self._run) if lut.is_cuda else None
+        self.T, self.C, self.step, self.lut, self.kernel = T, C, step, lut, None
+        if lut.is_cuda and 32 <= S <= 256 and P <= 32 and self.shared_bytes() <= nvrtc.SHARED:
+            self.kernel = nvrtc.kernel("viterbi", lut.device.index or 0)
+        if self.kernel is None:
+            self.best = lut.new_zeros(J, C)
+            by_row = lut.view(J, P).T.flatten()
+            self.terms = torch.stack((by_row.square(), -2 * by_row, torch.ones_like(lut)), 1).expand(T, S, 3)
+            self.features, self.cost = lut.new_zeros(T, 3, C), lut.new_zeros(T, S, C)
+            self.leaving = list(self.cost.view(T, P, J, C))
+            both = min(P, J)  # the set before a state is state % J: its low bits, then low bits of its own set
+            self.entering = list(self.cost.view(T, P // both, both, both, J // both, C))
+            self.before = self.best.view(J // both, both, C).transpose(0, 1)[:, None]
 
     def paths(self, target: Tensor, weight: Tensor, start: Tensor | None = None) -> Tensor:
         """The states (T, C) int64 that minimise sum over t of weight (target - lut[state])^2 in each chain.
 
-        target, weight: (T, C) fp32. start: (C,) the state before the first, or None if any may be the first.
+        target, weight: (T, C) fp32. start: (C,) int64 the state before the first, or None if any may be the first.
         """
-        torch.stack((weight, weight * target, weight * target * target), 1, out=self.features)
-        self.start.fill_(FAR if start is not None else 0)
-        if start is not None:
-            self.start.scatter_(0, (start >> self.step)[None], 0)
-        if self._graph is None:
-            return self._run()
-        graph, states = self._graph
-        graph.replay()
-        return states.clone()
+        return (self._loop if self.kernel is None else self._launch)(target, weight, start)
 
-    def _run(self) -> Tensor:
+    def shared_bytes(self) -> int:
+        """What a block of the kernel keeps: costs of two steps, a chain's inputs, its low bits and its path."""
+        J = len(self.lut) >> self.step
+        return 4 * (2 * J + 2 * self.T) + self.T * J + self.T
+
+    def _launch(self, target: Tensor, weight: Tensor, start: Tensor | None) -> Tensor:
+        states = torch.empty(self.T, self.C, dtype=torch.int64, device=self.lut.device)
+        target, weight = target.contiguous(), weight.contiguous()
+        start = None if start is None else start.contiguous()
+        sizes = self.T, self.C, self.step
+        self.kernel(self.C, len(self.lut), self.shared_bytes(), target, weight, start, self.lut, states, *sizes)
+        return states
+
+    def _loop(self, target: Tensor, weight: Tensor, start: Tensor | None) -> Tensor:
+        torch.stack((weight, weight * target, weight * target * target), 1, out=self.features)
+        self.best.fill_(FAR if start is not None else 0)
+        if start is not None:
+            self.best.scatter_(0, (start >> self.step)[None], 0)
         torch.bmm(self.terms, self.features, out=self.cost)  # weight (target - lut)^2
-        self.best.copy_(self.start)
         for entering, leaving in zip(self.entering, self.leaving, strict=True):
             entering.add_(self.before)
             torch.amin(leaving, 0, out=self.best)
@@ -81,16 +94,3 @@ def trace_small(cost: Tensor, step: int) -> Tensor:
         kept = states[t + 1] & J - 1
         states[t] = kept << step | leaving[t][:, kept, chain].argmin(0)
     return torch.from_numpy(states)
-
-
-def _captured(run) -> tuple[torch.cuda.CUDAGraph, Tensor]:
-    """`run` as one CUDA graph, and where its result will lie."""
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):  # the first run chooses kernels, which a capture may not
-        run()
-    torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        states = run()
-    return graph, states

@@ -64,7 +64,7 @@ def _one(w: Tensor, hessian: Tensor, upper: Tensor, config: Config) -> Quantized
     N, D = w.shape
     codes, levels = fit(w.T.contiguous(), hessian, upper, config)
     decode = Lut(N, D, config.bits, rows=N).to(w.device)
-    decode.codes, decode.levels.data = ops.pack(codes.T.int(), config.bits), levels.T.half()
+    decode.codes, decode.levels.data = ops.pack(codes.T.int(), config.bits), levels.T.half().contiguous()
     return QuantizedWeight((N, D), decode)
 
 

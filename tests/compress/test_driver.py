@@ -21,6 +21,7 @@ from compress import model, unfinished
 from compress.checkpoint import FILE, load_model
 from compress.errors import CompressError
 from compress.linear import quantized_layers
+from compress.methods import METHODS
 from compress.model import Options, compress_model
 from compress.progress import duration
 from compress.text import load_tokenizer, token_sequences
@@ -202,6 +203,15 @@ def test_what_other_settings_left_is_not_taken_up(tiny_base: Path, text: Path, t
     assert "other settings" in capfd.readouterr().err and (tmp_path / "out" / FILE).is_file()
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_what_every_method_writes_can_be_tuned(method: str, tiny_base: Path, text: Path, tmp_path: Path):
+    options = replace(SMALL, sequences=12, tune=1, finetune=2)
+    report = compress_model(tiny_base, tmp_path / "out", method, 2, text, options)
+    assert report.finetuned["after"] < report.finetuned["before"]
+    assert all(block["after"] <= block["before"] for block in report.tuned)
+    assert logits(tmp_path / "out").isfinite().all()
+
+
 def test_tuning_the_whole_model_lowers_its_divergence(tiny_base: Path, text: Path, tmp_path: Path):
     found = {}
     for epochs in (0, 8):
@@ -244,7 +254,7 @@ print(compress_model(sys.argv[1], sys.argv[2], "gptq", 3, Path(sys.argv[3]), opt
 """
 
 
-def test_two_processes_do_what_one_does(tiny_base: Path, text: Path, tmp_path: Path):
+def test_two_processes_do_what_one_does(tiny_base: Path, text: Path, tmp_path: Path, monkeypatch):
     (tmp_path / "worker.py").write_text(WORKER)
     launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=0"]
     launch += ["--rdzv_backend=c10d", "--rdzv_endpoint=localhost:0", str(tmp_path / "worker.py")]
@@ -257,6 +267,7 @@ def test_two_processes_do_what_one_does(tiny_base: Path, text: Path, tmp_path: P
     )
     assert run.returncode == 0, run.stderr[-3000:]
     options = replace(SMALL, sequences=7, tune=1, guided=2, finetune=1)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)  # the two work on the CPU too
     one = compress_model(tiny_base, tmp_path / "one", "gptq", 3, text, options)
     two = json.loads((tmp_path / "two" / "report.json").read_text())
     assert two["bits"] == one.bits and two["settings"]["processes"] == 2

@@ -39,7 +39,7 @@ def test_perplexity_is_that_of_the_models_own_loss(tiny_base: Path):
     whole = torch.tensor([[tokenizer.bos_token_id, *ids]])
     with torch.no_grad():
         wanted = model(whole, labels=whole).loss.item()
-    found = measure(tiny_base, TEXT, context=len(ids) + 1)
+    found = measure(tiny_base, TEXT, context=len(ids) + 1, device="cpu")
     assert found.perplexity == pytest.approx(math.exp(wanted), rel=1e-4) and found.tokens == len(ids)
     assert found.bits_per_byte == pytest.approx(wanted * len(ids) / math.log(2) / len(TEXT.encode()), rel=1e-4)
     assert found.kl is None and found.bos

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from compress import luts
+from compress import luts, nvrtc
 from compress.viterbi import Viterbi, trace, trace_small
 
 
@@ -55,14 +55,29 @@ def test_both_ways_back_are_one(S: int, step: int, C: int):
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
-def test_the_graph_finds_what_the_loop_finds():
-    x, weight, start = torch.randn(80, 33), torch.rand(80, 33) + 0.5, torch.randint(0, 256, (33,))
-    lut = torch.randn(256)
-    on_gpu, on_cpu = Viterbi(lut.cuda(), 2, 80, 33), Viterbi(lut, 2, 80, 33)
+@pytest.mark.parametrize(("window", "step", "T", "C"), [(8, 2, 96, 1), (8, 2, 80, 333), (7, 3, 1, 7), (6, 4, 64, 137)])
+def test_the_kernel_finds_what_the_loop_finds(window: int, step: int, T: int, C: int):
+    x, weight, start = torch.randn(T, C), torch.rand(T, C) + 0.5, torch.randint(0, 1 << window, (C,))
+    lut = torch.randn(1 << window)
+    on_gpu, on_cpu = Viterbi(lut.cuda(), step, T, C), Viterbi(lut, step, T, C)
+    assert on_gpu.kernel is not None
     for first in (None, start):
         found = on_gpu.paths(x.cuda(), weight.cuda(), None if first is None else first.cuda()).cpu()
+        follows = found[:-1] >> step == found[1:] & (1 << window - step) - 1
+        begins = first is None or (first >> step == found[0] & (1 << window - step) - 1).all()
+        assert follows.all() and begins, "a path of the trellis"
         errors = [(weight * (x - lut[path]).square()).sum(0) for path in (found, on_cpu.paths(x, weight, first))]
         assert torch.allclose(*errors, rtol=1e-5)
+
+
+def test_a_source_that_does_not_compile_is_told_in_the_compilers_words():
+    try:
+        compiler = nvrtc.find_compiler()
+    except OSError:
+        pytest.skip("no NVRTC: torch is a CPU build")
+    assert nvrtc.compiled((nvrtc.sources() / "viterbi.cu").read_bytes(), (8, 0), compiler)[1:4] == b"ELF"
+    with pytest.raises(RuntimeError, match="undefined"):
+        nvrtc.compiled(b'extern "C" __global__ void f() { int x = y; }', (8, 0), compiler)
 
 
 # 1 % above what they reach; rate-distortion theory says 4^-step, a scalar quantiser 0.1175, 0.0345 and 0.0095
