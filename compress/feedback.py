@@ -10,9 +10,12 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from compress import native
 from compress.errors import CompressError
 
+TINIEST = 2.0**-24  # the least scale that fp16 holds
 FP16_MAX = 65504  # tables lie in the file as fp16
+SMALL = 64  # inputs that the native kernel rounds faster than products of halves do
 WEAKEST = 1e-6  # a pivot below this part of the mean diagonal is noise in fp32
 STRONGER = (0.0, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # damping on top, tried in turn until the factorisation is sound
 
@@ -142,6 +145,30 @@ def sweep(columns: Tensor, upper: Tensor, choose: Callable[[int, Tensor], Tensor
 
     over(0, len(w))
     return w.sub_(errors)
+
+
+def round_group(
+    now: Tensor, upper: Tensor, scale: Tensor, zero: Tensor, top: int, reach: Tensor | None = None
+) -> Tensor:
+    """`sweep` over inputs that share a grid of each output's own: (g, N), what they decode to.
+
+    now: (g, N). upper: (Q, g, g), the group's part of `inverse_upper`. scale, zero: (N,); levels are scale · (q − zero),
+    q = 0 … top. reach: (g, 1), or (g, N) for Q > 1; a number further than that from its grid stays as it is. A small group
+    of one output group on a CPU is rounded by the native kernel: the same but for numbers half way between two levels.
+    """
+    finer = torch.where(scale.abs() < TINIEST, 0, 1 / scale)
+    far = now.new_full((len(now), 1), torch.inf) if reach is None else reach
+    if len(upper) == 1 and len(now) <= SMALL and now.device.type == "cpu" and native.available():
+        made, gain = now.clone(memory_format=torch.contiguous_format), feed(upper[0]).contiguous()
+        native.round_group(made, gain, scale.contiguous(), finer, zero.contiguous(), top, far.flatten())
+        return made
+    base = -zero * scale
+
+    def nearest(j: int, column: Tensor) -> Tensor:
+        decoded = torch.addcmul(base, torch.addcmul(zero, column, finer).round_().clamp_(0, top), scale)
+        return torch.where((column - decoded).abs_() > far[j], column, decoded)
+
+    return sweep(now, upper, nearest)
 
 
 def descend(columns: Tensor, chosen: Tensor, hessian: Tensor, choose: Callable[[int, Tensor], Tensor]) -> Tensor:

@@ -46,6 +46,12 @@ def pool(threads: int = 0) -> Any:
     return _kernels.Pool(threads or cores())
 
 
+def round_group(now: Any, gain: Any, scale: Any, finer: Any, zero: Any, top: int, reach: Any) -> None:
+    """`compress.feedback.round_group` in place: fp32 tensors as they lie, now (g, N), gain (g, g), reach (g,)."""
+    numbers = [tensor.numpy() for tensor in (gain, scale, finer, zero)]
+    _kernels.round_group(now.numpy(), *numbers, float(top), reach.numpy())
+
+
 def linear(weight: Any, bias: Any = None, isa: str = "") -> Any:
     """A native copy of a QuantizedWeight: `.multiply(x, pool)` is `x @ weight.dense().T + bias`. isa: "" for the best."""
     arrays = {name: array(tensor) for name, tensor in weight.state_dict().items()}

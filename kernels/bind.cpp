@@ -91,6 +91,15 @@ NB_MODULE(_kernels, m) {
         return all.load();
     }, "x"_a, "pool"_a, "The sum of an array, the threads reading a quarter of their share at a time: the time that memory takes.");
 
+    m.def("round_group", [](nb::ndarray<float, nb::numpy, nb::device::cpu, nb::c_contig, nb::ndim<2>> now, Matrix gain, Floats scale, Floats finer,
+                            Floats zero, float top, Floats reach, const std::string& name) {
+        const size_t inputs = now.shape(0), outputs = now.shape(1);
+        if (gain.shape(0) != inputs || gain.shape(1) != inputs || reach.size() != inputs || scale.size() != outputs || finer.size() != outputs || zero.size() != outputs)
+            throw std::invalid_argument("the sizes of a group of " + std::to_string(inputs) + " inputs do not fit together");
+        nb::gil_scoped_release release;
+        chosen(name).numerics->round_group(now.data(), (int)inputs, (int)outputs, gain.data(), scale.data(), finer.data(), zero.data(), top, reach.data());
+    }, "now"_a, "gain"_a, "scale"_a, "finer"_a, "zero"_a, "top"_a, "reach"_a, "isa"_a = "", "Round in place, in order, with feedback: see compress.feedback.round_group.");
+
     nb::class_<Pool>(m, "Pool").def(nb::init<int>(), "threads"_a).def_prop_ro("threads", &Pool::threads);
 
     nb::class_<Linear>(m, "Linear")

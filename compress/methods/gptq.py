@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from compress.errors import CompressError
-from compress.feedback import arrange_each, check, costs, sweep
+from compress.feedback import arrange_each, check, costs, round_group, sweep
 from compress.methods.rtn import Levels, fit, grid_for, on_grid, whole_groups
 from compress.transform import Transform
 from compress.weight import QuantizedWeight
@@ -77,13 +77,10 @@ def _in_order(columns: Tensor, order: Tensor, upper: Tensor, g: int, config: Con
     def choose(first: int, now: Tensor) -> Tensor:
         here = slice(first, first + g)
         levels = fit(now, config.bits, config.symmetric, config.search, cost[here])
+        chosen = round_group(now, upper[:, here, here], levels.scale, levels.zero, 2**config.bits - 1)
+        codes[here] = levels.codes(chosen)
         fitted.append(levels)
-
-        def nearest(j: int, column: Tensor) -> Tensor:
-            codes[first + j] = levels.codes(column)
-            return levels.decode(codes[first + j][None])
-
-        return sweep(now, upper[:, here, here], nearest)
+        return chosen
 
     sweep(columns, upper, choose, g)
     return codes, torch.stack([f.scale for f in fitted]), torch.stack([f.zero for f in fitted])

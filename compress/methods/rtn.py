@@ -15,12 +15,11 @@ from torch import Tensor
 from compress import ops
 from compress.decode import Grid
 from compress.errors import CompressError
-from compress.feedback import check
+from compress.feedback import TINIEST, check
 from compress.tables import Real, Whole
 from compress.transform import Transform
 from compress.weight import QuantizedWeight
 
-TINIEST = 2**-24  # the smallest fp16 above zero
 NARROWEST = 0.3  # of the range from least to greatest, at which the search for a better grid ends
 
 

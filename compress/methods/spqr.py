@@ -16,8 +16,8 @@ from torch import Tensor
 from compress import ops
 from compress.decode import Grid
 from compress.errors import CompressError
-from compress.feedback import arrange_each, check, costs, sweep
-from compress.methods.rtn import TINIEST, fp16, whole_groups
+from compress.feedback import TINIEST, arrange_each, check, costs, round_group, sweep
+from compress.methods.rtn import fp16, whole_groups
 from compress.tables import TwoLevel
 from compress.transform import Transform
 from compress.weight import QuantizedWeight, Sparse
@@ -192,13 +192,7 @@ def _sweep(columns: Tensor, cost: Tensor, upper: Tensor, g: int, config: Config)
         here = slice(first, first + g)
         fitted.append(statistics(Problem(now, cost[here], limit, top), config))
         scale, zero = (stats.values(config.rows) for stats in fitted[-1])
-        finer, base, far = inverse(scale), -zero * scale, reach[here].unbind()
-
-        def nearest(j: int, column: Tensor) -> Tensor:
-            decoded = torch.addcmul(base, torch.addcmul(zero, column, finer).round_().clamp_(0, top), scale)
-            return torch.where((column - decoded).abs_() > far[j], column, decoded)
-
-        return sweep(now, upper[:, here, here], nearest)
+        return round_group(now, upper[:, here, here], scale, zero, top, reach[here])
 
     chosen = sweep(columns, upper, choose, g).unflatten(0, (-1, g))  # (G, g, N)
     scales, zeros = (Stats(*map(torch.stack, zip(*stats, strict=True))) for stats in zip(*fitted, strict=True))

@@ -67,6 +67,11 @@ struct Numerics {
     // y[t][n] += the product of the rows [first, last) of outliers, first a multiple of 16.
     void (*add_outliers)(const OutlierView&, const float* x, size_t ldx, int tokens, int first, int last, float* y,
                          size_t ldy);
+    // `now` (inputs, outputs) becomes what its numbers round to on grids of the outputs' own, one input after the other: each takes
+    // its errors times -gain[j][k] along to the inputs k after it. finer: 1 / scale, or 0. A number further than
+    // reach[j] from its grid stays as it is. `feedback.round_group` is the definition.
+    void (*round_group)(float* now, int inputs, int outputs, const float* gain, const float* scale, const float* finer,
+                        const float* zero, float top, const float* reach);
     uint64_t (*sum)(const uint64_t* x, size_t n);  // of n words, modulo 2^64: what reading memory costs, and no more
 };
 

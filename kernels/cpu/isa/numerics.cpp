@@ -185,6 +185,31 @@ static uint64_t sum(const uint64_t* x, size_t n) {
     return all;
 }
 
-const Numerics NUMERICS = {hadamard, from_half, from_bfloat, dot, add_scaled, add_outliers, sum};
+static void round_group(float* now, int inputs, int outputs, const float* gain, const float* scale, const float* finer,
+                        const float* zero, float top, const float* reach) {
+    constexpr float WHOLE = 12582912;  // 1.5 * 2^23: added and taken away again it rounds to the nearest, to even
+    float lost[64];
+    for (int n = 0; n < outputs; n += 64) {
+        const int some = outputs - n < 64 ? outputs - n : 64;
+        for (int j = 0; j < inputs; j++) {
+            float* x = now + (size_t)j * outputs + n;
+            for (int i = 0; i < some; i++) {
+                float q = x[i] * finer[n + i] + zero[n + i];
+                q = q < 0 ? 0 : q > top ? top : q;
+                const float decoded = (q + WHOLE - WHOLE - zero[n + i]) * scale[n + i], far = x[i] - decoded;
+                const bool stays = (far < 0 ? -far : far) > reach[j];
+                lost[i] = stays ? 0 : far;
+                x[i] = stays ? x[i] : decoded;
+            }
+            for (int k = j + 1; k < inputs; k++) {
+                float* later = now + (size_t)k * outputs + n;
+                const float g = gain[j * inputs + k];
+                for (int i = 0; i < some; i++) later[i] -= g * lost[i];
+            }
+        }
+    }
+}
+
+const Numerics NUMERICS = {hadamard, from_half, from_bfloat, dot, add_scaled, add_outliers, round_group, sum};
 
 }  // namespace panza::PANZA_ISA
