@@ -30,6 +30,11 @@ def mail_text() -> str:
 
 @pytest.fixture(scope="session")
 def layers() -> list[tuple[str, Tensor, Tensor]]:
+    """`real_layers`."""
+    return real_layers()
+
+
+def real_layers() -> list[tuple[str, Tensor, Tensor]]:
     """(name, weight (N, D), Hessian (1, D, D)) of five layers in two blocks, from 4,096 tokens of mail."""
     from transformers import AutoTokenizer
 
