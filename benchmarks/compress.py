@@ -1,6 +1,6 @@
 """How long a large model takes to compress, and the memory it needs. `python -m benchmarks.compress --shape 1B`.
 
-A Llama of 1, 3 or 8 billion random weights is written to a directory, with the embedded model's tokenizer, and compressed
+A Llama of 80 million to 8 billion random weights is written to a directory, with the embedded model's tokenizer, and compressed
 as any other: what its predictions are worth says nothing, what they cost does. Prints one JSON object.
 """
 
@@ -16,7 +16,7 @@ from pathlib import Path
 
 from benchmarks import decode
 
-SHAPES = decode.SHAPES | {"8B": (4096, 32, 32, 8, 128, 14336, 128256)}
+SHAPES = {"80M": (768, 10, 12, 12, 64, 2048, 16384), **decode.SHAPES, "8B": (4096, 32, 32, 8, 128, 14336, 128256)}
 TOKENIZER = decode.ROOT / "data/base"
 
 
