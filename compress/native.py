@@ -18,6 +18,7 @@ if find_spec("compress._kernels") is None:
 else:
     from compress import _kernels
 
+MOST_SETS = 128  # of states with the same successors, that `viterbi` takes
 Arrays = Mapping[str, np.ndarray]
 
 
@@ -50,6 +51,14 @@ def round_group(now: Any, gain: Any, scale: Any, finer: Any, zero: Any, top: int
     """`compress.feedback.round_group` in place: fp32 tensors as they lie, now (g, N), gain (g, g), reach (g,)."""
     numbers = [tensor.numpy() for tensor in (gain, scale, finer, zero)]
     _kernels.round_group(now.numpy(), *numbers, float(top), reach.numpy())
+
+
+def viterbi(target: Any, weight: Any, start: Any, lut: Any, step: int) -> Any:
+    """`compress.viterbi.Viterbi.paths` of tensors on the CPU, on as many threads as torch uses."""
+    import torch
+
+    numbers = [None if t is None else t.contiguous().numpy() for t in (target, weight, start, lut)]
+    return torch.from_numpy(_kernels.viterbi(*numbers, step, pool(torch.get_num_threads())))
 
 
 def linear(weight: Any, bias: Any = None, isa: str = "") -> Any:

@@ -13,22 +13,25 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from compress import nvrtc
+from compress import native, nvrtc
 
 FAR = 1e30  # the cost of a start that is not allowed
 
 
 class Viterbi:
-    """A search over C chains of T steps whose buffers serve every call; on a GPU one kernel does it all."""
+    """A search over C chains of T steps whose buffers serve every call; one kernel does it all where there is one."""
 
-    def __init__(self, lut: Tensor, step: int, T: int, C: int) -> None:
-        """lut: (S,) fp32, the value of each state."""
+    def __init__(self, lut: Tensor, step: int, T: int, C: int, plain: bool = False) -> None:
+        """lut: (S,) fp32, the value of each state. plain: in torch, the definition, whatever kernels there are."""
         S, P, J = len(lut), 1 << step, len(lut) >> step
         assert J >= 1, "a window holds at least the new bits"
-        self.T, self.C, self.step, self.lut, self.kernel = T, C, step, lut, None
-        if lut.is_cuda and 32 <= S <= 256 and P <= 32 and self.shared_bytes() <= nvrtc.SHARED:
+        self.T, self.C, self.step, self.lut, self.search = T, C, step, lut, self._loop
+        if not plain and lut.is_cuda and 32 <= S <= 256 and P <= 32 and self.shared_bytes() <= nvrtc.SHARED:
             self.kernel = nvrtc.kernel("viterbi", lut.device.index or 0)
-        if self.kernel is None:
+            self.search = self._launch if self.kernel else self._loop
+        elif not plain and lut.device.type == "cpu" and native.available() and step <= 8 and J <= native.MOST_SETS:
+            self.search = self._native
+        if self.search == self._loop:
             self.best = lut.new_zeros(J, C)
             by_row = lut.view(J, P).T.flatten()
             self.terms = torch.stack((by_row.square(), -2 * by_row, torch.ones_like(lut)), 1).expand(T, S, 3)
@@ -43,7 +46,7 @@ class Viterbi:
 
         target, weight: (T, C) fp32. start: (C,) int64 the state before the first, or None if any may be the first.
         """
-        return (self._loop if self.kernel is None else self._launch)(target, weight, start)
+        return self.search(target, weight, start)
 
     def shared_bytes(self) -> int:
         """What a block of the kernel keeps: costs of two steps, a chain's inputs, its low bits and its path."""
@@ -57,6 +60,9 @@ class Viterbi:
         sizes = self.T, self.C, self.step
         self.kernel(self.C, len(self.lut), self.shared_bytes(), target, weight, start, self.lut, states, *sizes)
         return states
+
+    def _native(self, target: Tensor, weight: Tensor, start: Tensor | None) -> Tensor:
+        return native.viterbi(target, weight, start, self.lut, self.step)
 
     def _loop(self, target: Tensor, weight: Tensor, start: Tensor | None) -> Tensor:
         torch.stack((weight, weight * target, weight * target * target), 1, out=self.features)

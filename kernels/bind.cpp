@@ -29,10 +29,11 @@ std::vector<T> vector_of(const Array<T>& a) { return std::vector<T>(a.data(), a.
 template <class T>
 Buffer buffer_of(const Array<T>& a) { return Buffer(a.data(), a.size() * sizeof(T)); }
 
-nb::ndarray<nb::numpy, float> result(std::unique_ptr<float[]> data, size_t rows, size_t columns) {
-    float* p = data.release();
-    nb::capsule owner(p, [](void* q) noexcept { delete[] static_cast<float*>(q); });
-    return nb::ndarray<nb::numpy, float>(p, {rows, columns}, owner);
+template <class T>
+nb::ndarray<nb::numpy, T> result(std::unique_ptr<T[]> data, size_t rows, size_t columns) {
+    T* p = data.release();
+    nb::capsule owner(p, [](void* q) noexcept { delete[] static_cast<T*>(q); });
+    return nb::ndarray<nb::numpy, T>(p, {rows, columns}, owner);
 }
 
 // (codes (N, groups), scale and zero (blocks, groups), rows of a block)
@@ -99,6 +100,26 @@ NB_MODULE(_kernels, m) {
         nb::gil_scoped_release release;
         chosen(name).numerics->round_group(now.data(), (int)inputs, (int)outputs, gain.data(), scale.data(), finer.data(), zero.data(), top, reach.data());
     }, "now"_a, "gain"_a, "scale"_a, "finer"_a, "zero"_a, "top"_a, "reach"_a, "isa"_a = "", "Round in place, in order, with feedback: see compress.feedback.round_group.");
+
+    m.def("viterbi", [](Matrix target, Matrix weight, std::optional<Array<int64_t>> start, Floats lut, int step, Pool& pool, const std::string& name) {
+        const size_t T = target.shape(0), C = target.shape(1);
+        const int states = (int)lut.size(), sets = step < 31 ? states >> step : 0;
+        if (step < 1 || step > 8 || sets < 1 || sets > MOST_SETS || (states & (states - 1)))
+            throw std::invalid_argument("no search for " + std::to_string(states) + " states of " + std::to_string(step) + " new bits");
+        auto path = std::make_unique<int64_t[]>(T * C);
+        const Isa& isa = chosen(name);
+        {
+            nb::gil_scoped_release release;
+            const size_t lanes = isa.search->lanes;
+            pool.run((int)((C + lanes - 1) / lanes), [&](int part) {
+                const size_t c = lanes * part;
+                std::vector<uint8_t> room(lanes * T * sets);
+                isa.search->viterbi(states, step, target.data() + c, weight.data() + c, C, (int)T, (int)std::min(lanes, C - c),
+                                    start ? start->data() + c : nullptr, lut.data(), room.data(), path.get() + c);
+            });
+        }
+        return result(std::move(path), T, C);
+    }, "target"_a, "weight"_a, "start"_a.none(), "lut"_a, "step"_a, "pool"_a, "isa"_a = "", "The states (T, C) of the cheapest paths: see compress.viterbi.");
 
     nb::class_<Pool>(m, "Pool").def(nb::init<int>(), "threads"_a).def_prop_ro("threads", &Pool::threads);
 

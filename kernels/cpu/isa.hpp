@@ -89,6 +89,17 @@ struct Steps {
     void (*from_int8)(const int8_t* x, float* y, size_t n);
 };
 
+constexpr int MOST_SETS = 128;  // of states with the same successors
+
+struct Search {
+    int lanes;
+    // The cheapest paths of up to `lanes` chains of T steps, which lie side by side, `stride` numbers from one step to the next,
+    // through a trellis with `step` new bits a state. start: the states before the first, or null. room: lanes T J bytes, J =
+    // states / 2^step sets, MOST_SETS at most.
+    void (*viterbi)(int states, int step, const float* target, const float* weight, size_t stride, int T, int chains, const int64_t* start,
+                    const float* lut, uint8_t* room, int64_t* path);
+};
+
 struct Isa {
     const char* name;
     const Kind<GridView>* grid;
@@ -98,6 +109,7 @@ struct Isa {
     const Matmul* matmul;
     const Numerics* numerics;
     const Steps* steps;
+    const Search* search;
 };
 
 // The best that this machine runs, or the one named in PANZA_ISA. Throws std::runtime_error for a name that it does

@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from compress import luts, nvrtc
+from compress import luts, native, nvrtc
 from compress.viterbi import Viterbi, trace, trace_small
+from tests.conftest import needs_kernels
 
 
 def paths_of(L: int, K: int, T: int, start: int | None) -> Tensor:
@@ -26,12 +27,13 @@ def paths_of(L: int, K: int, T: int, start: int | None) -> Tensor:
 
 @pytest.mark.parametrize(("L", "K", "T"), [(3, 1, 6), (4, 2, 4), (3, 2, 4), (2, 2, 4), (4, 3, 3), (4, 1, 1)])
 @pytest.mark.parametrize("held", [False, True])
-def test_no_path_is_cheaper(L: int, K: int, T: int, held: bool):
+@pytest.mark.parametrize("plain", [False, True])
+def test_no_path_is_cheaper(L: int, K: int, T: int, held: bool, plain: bool):
     chance, C = torch.Generator().manual_seed(L + 10 * K), 5
     lut, x = torch.randn(2**L, generator=chance), torch.randn(T, C, generator=chance)
     weight = torch.rand(T, C, generator=chance) + 0.1
     start = torch.randint(0, 2**L, (C,), generator=chance) if held else None
-    found = Viterbi(lut, K, T, C).paths(x, weight, start)
+    found = Viterbi(lut, K, T, C, plain).paths(x, weight, start)
     for c in range(C):
         every = paths_of(L, K, T, start[c].item() if held else None)
         costs = (weight[:, c] * (x[:, c] - lut[every]).square()).sum(1)
@@ -59,15 +61,38 @@ def test_both_ways_back_are_one(S: int, step: int, C: int):
 def test_the_kernel_finds_what_the_loop_finds(window: int, step: int, T: int, C: int):
     x, weight, start = torch.randn(T, C), torch.rand(T, C) + 0.5, torch.randint(0, 1 << window, (C,))
     lut = torch.randn(1 << window)
-    on_gpu, on_cpu = Viterbi(lut.cuda(), step, T, C), Viterbi(lut, step, T, C)
+    on_gpu, on_cpu = Viterbi(lut.cuda(), step, T, C), Viterbi(lut, step, T, C, plain=True)
     assert on_gpu.kernel is not None
     for first in (None, start):
         found = on_gpu.paths(x.cuda(), weight.cuda(), None if first is None else first.cuda()).cpu()
-        follows = found[:-1] >> step == found[1:] & (1 << window - step) - 1
-        begins = first is None or (first >> step == found[0] & (1 << window - step) - 1).all()
-        assert follows.all() and begins, "a path of the trellis"
+        assert is_path(found, first, window, step)
         errors = [(weight * (x - lut[path]).square()).sum(0) for path in (found, on_cpu.paths(x, weight, first))]
         assert torch.allclose(*errors, rtol=1e-5)
+
+
+@needs_kernels
+@pytest.mark.parametrize("isa", native._kernels.isas() if native.available() else [])
+@pytest.mark.parametrize(
+    ("window", "step", "T", "C"),
+    [(8, 2, 96, 1), (8, 3, 33, 37), (7, 1, 1, 7), (6, 4, 64, 16), (8, 8, 3, 5), (2, 2, 9, 4)],
+)
+def test_the_native_search_finds_what_the_loop_finds(isa: str, window: int, step: int, T: int, C: int):
+    x, weight, start = torch.randn(T, C), torch.rand(T, C) + 0.5, torch.randint(0, 1 << window, (C,))
+    lut = torch.randn(1 << window)
+    loop = Viterbi(lut, step, T, C, plain=True)
+    for first in (None, start):
+        numbers = (None if t is None else t.numpy() for t in (x, weight, first, lut))
+        found = torch.from_numpy(native._kernels.viterbi(*numbers, step, native.pool(2), isa))
+        assert is_path(found, first, window, step)
+        errors = [(weight * (x - lut[path]).square()).sum(0) for path in (found, loop.paths(x, weight, first))]
+        assert torch.allclose(*errors, rtol=1e-5)
+
+
+def is_path(states: Tensor, first: Tensor | None, window: int, step: int) -> bool:
+    """Whether each window holds the bits that the one before hands on."""
+    kept = (1 << window - step) - 1
+    begins = first is None or (first >> step == states[0] & kept).all()
+    return bool((states[:-1] >> step == states[1:] & kept).all() and begins)
 
 
 def test_a_source_that_does_not_compile_is_told_in_the_compilers_words():

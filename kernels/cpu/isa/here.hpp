@@ -22,6 +22,7 @@ extern const Kind<TrellisView> TRELLIS;
 extern const Matmul MATMUL;
 extern const Numerics NUMERICS;
 extern const Steps STEPS;
+extern const Search SEARCH;
 
 // The `width` bits that start at bit `at` (width <= 16): see windows() in compress/ops.py.
 static inline uint32_t window(const uint8_t* stream, size_t at, int width) {
