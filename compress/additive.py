@@ -2,7 +2,7 @@
 
     error = tr((W − Ŵ) H (W − Ŵ)ᵀ),   Ŵ[n, j-th group] = scale[n] · Σ_m books[m, codes[n, j, m]]
 
-Letters as in `compress.ops`; M codebooks of K words of g inputs. Nothing here waits for the device.
+Letters as in `compress.ops`; M codebooks of K words of g inputs. The inner loops do not wait for the device.
 Knows tensors; knows no file, no layer, no bits.
 """
 
@@ -164,10 +164,12 @@ def start(target: Tensor, parts: Sequence[Rows], sums: Sums, beam: int = 1, rows
 
 def _feed(target: Tensor, upper: Tensor, books: Tensor, beam: int) -> Tensor:
     g, codes = books.shape[2], []
+    corners = upper.unflatten(0, (-1, g)).unflatten(2, (-1, g)).diagonal(dim1=0, dim2=2).permute(2, 0, 1)
+    roots = torch.linalg.inv_ex(corners).inverse  # (D/g, g, g), all at once: one that waits for the device
+    metrics = roots @ roots.mT  # what an error costs here once the inputs after it adapt
 
     def choose(at: int, now: Tensor) -> Tensor:
-        root = torch.linalg.inv(upper[at : at + g, at : at + g])
-        metric = root @ root.T  # what an error costs here once the inputs after it adapt
+        metric = metrics[at // g]
         pull = now.T @ metric
         codes.append(search(pull, metric, books, None, beam, (pull * now.T).sum(1)))
         return words(books, codes[-1][:, None]).T
@@ -234,13 +236,13 @@ def _preconditioner(parts: Sequence[Rows], sums: Sums) -> Map:
         h.unflatten(0, (-1, g)).unflatten(2, (-1, g)).diagonal(dim1=0, dim2=2).permute(2, 0, 1) for _, _, h, _ in parts
     ]
     sizes = [b.diagonal(dim1=1, dim2=2).mean(1) for b in blocks]  # (G,)
-    inner = torch.linalg.inv(_damped(torch.cat(blocks).mean(0) / torch.cat(sizes).mean()))
+    inner = torch.linalg.inv_ex(_damped(torch.cat(blocks).mean(0) / torch.cat(sizes).mean())).inverse
     weight = torch.cat([s.expand(b - a, -1) for (a, b, _, _), s in zip(parts, sizes, strict=True)])
     outer = _pairs((weight * sums.scale.square()[:, None]).flatten(), sums.codes.view(-1, M).long(), K)
     if outer.dim() == 2:
         masses = inverse(outer)[..., None]
         return lambda r: (r * masses) @ inner
-    outer = torch.cholesky_inverse(torch.linalg.cholesky(_damped(outer.view(M * K, M * K))))
+    outer = torch.cholesky_inverse(torch.linalg.cholesky_ex(_damped(outer.view(M * K, M * K))).L)
     return lambda r: (outer @ r.view(M * K, g) @ inner).view(M, K, g)
 
 
@@ -251,13 +253,17 @@ def _pairs(weight: Tensor, codes: Tensor, K: int) -> Tensor:
     """
     M = codes.shape[1]
     unit = weight.mean() / 1024
-    whole = (weight * inverse(unit)).round().double()  # whole numbers: their sums do not depend on the order
+    whole = (weight * inverse(unit)).round().long()  # whole numbers: their sums do not depend on the order
+
+    def sums(index: Tensor, count: int) -> Tensor:
+        return whole.new_zeros(count).index_add_(0, index, whole).float() * unit
+
     if M == 1 or M * K > 2048:
-        return torch.stack([torch.bincount(c, whole, K) for c in codes.unbind(1)]).float() * unit
+        return torch.stack([sums(c, K) for c in codes.unbind(1)])
     pairs = weight.new_zeros(M, K, M, K)
     for a in range(M):
         for b in range(a, M):
-            found = torch.bincount(codes[:, a] * K + codes[:, b], whole, K * K).view(K, K).float() * unit
+            found = sums(codes[:, a] * K + codes[:, b], K * K).view(K, K)
             pairs[a, :, b], pairs[b, :, a] = found, found.T
     return pairs
 

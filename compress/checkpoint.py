@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from torch import Tensor, nn
 
 from compress.blocks import find_blocks
 from compress.errors import BROKEN, CompressError
+from compress.files import new_folder
 from compress.linear import QuantizedEmbedding, QuantizedLinear, quantized_layers
 from compress.weight import QuantizedWeight
 
@@ -33,20 +33,27 @@ def save_model(model: nn.Module, source: Path, out: Path, settings: dict[str, An
 
     source: the directory the model came from (tokenizer files are copied). settings: kept in `SPEC` for the reader.
     """
-    part = out.with_name(out.name + ".part")
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir(parents=True)
+    check_replaceable(out)
     tensors, shared = unshared(model.state_dict())
     tensors = {name: _half(tensor) if ".quantized." not in name else tensor for name, tensor in tensors.items()}
     layers = {name: layer_spec(layer) for name, layer in quantized_layers(model).items()}
-    save_file(tensors, part / FILE, metadata={"format": "pt"})
     spec = {"version": VERSION, "layers": layers, "shared": shared, "parts": _parts(model), "settings": settings or {}}
-    (part / SPEC).write_text(json.dumps(spec, indent=1), encoding="utf-8")
-    model.config.save_pretrained(part)
-    copy_tokenizer(source, part)
-    if out.exists():
-        shutil.rmtree(out)
-    os.replace(part, out)
+    with new_folder(out) as part:
+        save_file(tensors, part / FILE, metadata={"format": "pt"})
+        (part / SPEC).write_text(json.dumps(spec, indent=1), encoding="utf-8")
+        model.config.save_pretrained(part)
+        copy_tokenizer(source, part)
+
+
+def check_replaceable(out: Path) -> None:
+    """Raises CompressError for an `out` that is there and holds anything but a compressed model."""
+    if not out.exists():
+        return
+    names = {file.name for file in out.iterdir()} if out.is_dir() else {""}
+    foreign = sorted(n for n in names - {FILE} if not n.endswith(".json") and not n.startswith(ALONG))
+    if names and (foreign or SPEC not in names):
+        held = f" (it holds '{foreign[0]}')" if foreign and foreign[0] else ""
+        raise CompressError(f"'{out}' exists and is no compressed model alone{held}: name a new directory")
 
 
 def copy_tokenizer(source: Path, out: Path) -> None:
@@ -74,12 +81,31 @@ def load_model(folder: str | Path, dtype: torch.dtype = torch.float32, device: s
 
     if is_foreign(folder):
         return import_model(folder, dtype).to(device).eval()
-    from transformers import AutoModelForCausalLM
+    return _load_plain(folder, dtype).to(device).eval()
+
+
+def _load_plain(folder: Path, dtype: torch.dtype) -> nn.Module:
+    """A transformers directory, none of whose tensors may be drawn at random because it lacks or does not fit."""
+    from transformers import AutoConfig, AutoModelForCausalLM
 
     try:
-        return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, local_files_only=True).to(device).eval()
+        check_layers(AutoConfig.from_pretrained(folder, local_files_only=True))
+        model, found = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=dtype, local_files_only=True, output_loading_info=True, ignore_mismatched_sizes=True
+        )
     except BROKEN as error:
         raise CompressError(f"'{folder}' holds no causal language model that loads ({type(error).__name__})") from error
+    if lost := sorted(found["missing_keys"]):
+        raise CompressError(f"'{folder}' lacks {len(lost)} tensors of its model, '{lost[0]}' first")
+    if wrong := sorted(str(key[0] if isinstance(key, tuple) else key) for key in found["mismatched_keys"]):
+        raise CompressError(f"'{folder}' holds tensors of other shapes than its config.json says, '{wrong[0]}' first")
+    return model
+
+
+def check_layers(config: Any) -> None:
+    """Raises ValueError for a config.json that asks for more layers than a model has."""
+    if config.get_text_config().num_hidden_layers > MOST_LAYERS:
+        raise ValueError("layers")
 
 
 def _half(tensor: Tensor) -> Tensor:
@@ -172,8 +198,7 @@ def _load_compressed(folder: Path, dtype: torch.dtype) -> nn.Module:
     with torch.device("meta"):  # nothing is allocated for sizes that the tensors do not have
         try:
             config = AutoConfig.from_pretrained(folder, local_files_only=True)
-            if config.get_text_config().num_hidden_layers > MOST_LAYERS:
-                raise ValueError("layers")
+            check_layers(config)
             model = AutoModelForCausalLM.from_config(config, dtype=dtype)
         except BROKEN as error:
             raise CompressError(f"'{folder / 'config.json'}' describes no model: {type(error).__name__}") from error

@@ -95,10 +95,10 @@ def quantized(w: Tensor, bits: int, config: EmbeddingConfig, counts: Tensor | No
 
 
 def _factor(embedding: nn.Embedding) -> float:
-    """What the module multiplies its rows with (Gemma: the root of the width), measured on all of them."""
-    ids = torch.arange(embedding.num_embeddings, device=embedding.weight.device)[:256]
-    rows, out = embedding.weight[:256].float(), embedding(ids).float()
-    factor = ((out * rows).sum() / rows.square().sum()).item()
+    """What the module multiplies its rows with (Gemma: the root of the width), measured on the 256 largest."""
+    ids = embedding.weight.float().norm(dim=1).topk(min(256, embedding.num_embeddings)).indices
+    rows, out = embedding.weight[ids].float(), embedding(ids).float()
+    factor = ((out * rows).sum() / rows.square().sum()).nan_to_num(1).item()
     if not torch.allclose(out, factor * rows, rtol=1e-2, atol=1e-6):
         raise CompressError(
             f"cannot compress {type(embedding).__name__}: it does more than look rows up and scale them"

@@ -45,7 +45,9 @@ def uses(index: Tensor, K: int) -> Tensor:
     """(K, n) sparse: `uses(index, K) @ values` sums the rows of values (n, g) by index (n,), in the same order always."""
     small = torch.uint8 if K <= 256 else torch.int16 if K <= 2**15 else torch.int32  # the fewer bytes the faster sorted
     order = index.to(small).sort(stable=True).indices
-    starts = F.pad(torch.bincount(index, minlength=K).cumsum(0), (1, 0))
+    index = index.long()
+    counts = index.new_zeros(K).index_add_(0, index, torch.ones_like(index))  # bincount would wait for a GPU
+    starts = F.pad(counts.cumsum(0), (1, 0))
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Sparse CSR")  # "in beta state"
         ones = torch.ones(len(index), device=index.device)
@@ -67,12 +69,12 @@ def kmeans(points: Tensor, weight: Tensor, K: int, steps: int, chance: torch.Gen
 
     A centroid that no point chooses moves to a point chosen at random. rows: points compared at a time.
     """
-    centroids = points[_some(len(points), K, chance).to(points.device)]
-    for _ in range(steps):
+    chosen = torch.stack([_some(len(points), K, chance) for _ in range(1 + steps)]).to(points.device)
+    centroids = points[chosen[0]]
+    for some in chosen[1:]:
         where = uses(nearest(points, centroids, rows), K)
         mass = where @ weight
-        fresh = points[_some(len(points), K, chance).to(points.device)]
-        centroids = torch.where(mass > 0, (where @ (weight * points)) / mass, fresh)
+        centroids = torch.where(mass > 0, (where @ (weight * points)) / mass, points[some])
     return centroids
 
 

@@ -22,7 +22,7 @@ from compress.checkpoint import load_model
 from compress.errors import CompressError
 from compress.linear import holding
 from compress.model import find_model
-from compress.text import load_tokenizer, read_text
+from compress.text import check_ids, load_tokenizer, read_text
 
 POSITIONS = 512  # whose logits over the whole vocabulary are compared at once
 
@@ -61,7 +61,7 @@ def measure(
     """The model in a directory (any that load_model reads) on a text. stride: by default context − 1, each token read
     once. bos: False leaves the BOS out though the tokenizer has one."""
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    dtype = torch.bfloat16 if device == "cuda" else torch.float32
+    dtype = torch.bfloat16 if torch.device(device).type == "cuda" else torch.float32
     places = [find_model(folder)] + ([find_model(reference)] if reference else [])
     tokenizer = load_tokenizer(places[0])
     models = [load_model(place, dtype, device) for place in places]
@@ -87,8 +87,11 @@ def measure_model(
     longest = getattr(model.config.get_text_config(), "max_position_embeddings", context)
     if not 2 <= context <= longest:
         raise CompressError(f"context is {context} tokens: choose 2 to {longest}")
+    if batch < 1:
+        raise CompressError(f"batch is {batch} windows: give 1 or more")
     encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
     ids, ends = encoded["input_ids"], [end for _, end in encoded["offset_mapping"]]
+    check_ids(ids, model)
     bos = tokenizer.bos_token_id if bos else None
     if len(ids) < (1 if bos is not None else 2):
         raise CompressError(f"the text has {len(ids)} tokens: nothing can be scored")

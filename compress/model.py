@@ -6,12 +6,13 @@ The main path is `compress_model`. Knows the order of work; knows no method's in
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
-from hashlib import sha256
+from hashlib import file_digest, sha256
 from pathlib import Path
 from typing import Any
 
@@ -21,15 +22,16 @@ from torch import Tensor, nn
 from compress import ranks
 from compress.blocks import find_blocks, left_out, plain_linears, weights_in
 from compress.calibrate import Stream, advance_, capture, statistics
-from compress.checkpoint import bits_per_weight, load_model, save_model
+from compress.checkpoint import bits_per_weight, check_replaceable, load_model, save_model
 from compress.embeddings import EmbeddingConfig, compress_embeddings_, token_counts
 from compress.errors import CompressError
+from compress.files import make, new_file
 from compress.guide import Guide, guides
 from compress.layers import LayerReport, Recipe, compress_layers_, recipe_for
 from compress.linear import QuantizedEmbedding, holding, working_dtype
 from compress.progress import Clock, peak_memory, say
 from compress.rotate import rotate_
-from compress.text import load_tokenizer, own_samples, token_sequences
+from compress.text import check_ids, load_tokenizer, own_samples, token_sequences
 from compress.tune import TuneConfig, TuneReport, tune_block, tune_model
 from compress.unfinished import Unfinished
 
@@ -129,21 +131,16 @@ def compress_model(
 
 def check_options(options: Options, out: Path) -> None:
     """Raises CompressError for numbers that cannot be meant, and for an `out` that holds something else."""
-    for name, least in {
-        "sequences": ranks.world(),
-        "length": 1,
-        "held_out": 1 if options.tunes else 0,
-        "batch": 1,
-    }.items():
-        if getattr(options, name) < least:
-            raise CompressError(f"{name} is {getattr(options, name)}: give {least} or more")
+    least = {"sequences": ranks.world(), "length": 1, "held_out": 1 if options.tunes else 0, "batch": 1}
+    for name, low in (least | dict.fromkeys(("guided", "tune", "finetune", "eora", "memory"), 0)).items():
+        if not low <= getattr(options, name) < math.inf:
+            raise CompressError(f"{name} is {getattr(options, name)}: give {low} or more")
     if options.rotate not in ROTATIONS:
         raise CompressError(f"rotate is '{options.rotate}': choose one of {', '.join(ROTATIONS)}")
     for name in ("embeddings", "head"):
         if getattr(options, name) not in (0, 4, 5, 6, 7, 8):
             raise CompressError(f"{name} is {getattr(options, name)} bits: choose 4 to 8, or 0 to leave it at 16")
-    if out.exists() and not (out.is_dir() and (not any(out.iterdir()) or (out / "compressed.json").is_file())):
-        raise CompressError(f"'{out}' exists and is no compressed model: name a new directory")
+    check_replaceable(out)
 
 
 def find_model(source: str | Path) -> Path:
@@ -180,8 +177,7 @@ def check_space(out: Path, model: nn.Module, blocks: nn.ModuleList, bits: float,
     need = int(2 * weights_in(blocks) * (bits + 0.5) / 8 + 2 * rest)
     hidden = hidden_bytes(model, options)
     need += hidden if hidden > options.memory * GIB else 0
-    out.parent.mkdir(parents=True, exist_ok=True)
-    if (free := shutil.disk_usage(out.parent).free) < need:
+    if (free := shutil.disk_usage(make(out.parent)).free) < need:
         raise CompressError(f"'{out.parent}' has {free / GIB:.2f} GiB free, and this needs {need / GIB:.2f} GiB")
 
 
@@ -201,7 +197,9 @@ def calibration_ids(
         raise CompressError(f"length is {options.length} tokens: this model reads at most {longest}")
     count = options.sequences + (options.held_out if options.tunes else 0)
     if text is not None:
-        return token_sequences(Path(text), load_tokenizer(source), count, options.length, options.seed)
+        ids = token_sequences(Path(text), load_tokenizer(source), count, options.length, options.seed)
+        check_ids(ids.unique().tolist(), model)
+        return ids
     model.to(device)
     ids = torch.tensor(ranks.same(own_samples(model, count, options.length, options.seed).tolist()))
     model.cpu()
@@ -209,13 +207,11 @@ def calibration_ids(
 
 
 def _identity(source: Path) -> str:
-    """Names the weights of a directory: configuration, and the size and ends of every tensor file."""
-    digest = sha256((source / "config.json").read_bytes() if (source / "config.json").is_file() else b"")
-    for path in sorted(source.glob("*.safetensors")):
+    """Names the weights of a directory: the contents of its configuration and of every file of tensors."""
+    digest = sha256()
+    for path in sorted(p for p in source.iterdir() if p.name == "config.json" or p.suffix in (".safetensors", ".bin")):
         with path.open("rb") as file:
-            digest.update(f"{path.name} {path.stat().st_size}".encode() + file.read(65536))
-            file.seek(-min(65536, path.stat().st_size), 2)
-            digest.update(file.read())
+            digest.update(f"{path.name} {path.stat().st_size} {file_digest(file, 'sha256').hexdigest()}".encode())
     return digest.hexdigest()
 
 
@@ -408,8 +404,7 @@ def _finish(
         out=str(out),
     )
     if ranks.first():
-        part = out / (REPORT + ".part")
-        part.write_text(json.dumps(asdict(report), indent=1))
-        part.replace(out / REPORT)
+        with new_file(out / REPORT) as part:
+            part.write_text(json.dumps(asdict(report), indent=1))
     done.work.remove()
     return report

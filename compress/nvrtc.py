@@ -42,14 +42,17 @@ def kernel(name: str, device: int = 0) -> Launch | None:
     module, function = ctypes.c_void_p(), ctypes.c_void_p()
     with torch.cuda.device(device):
         torch.cuda.current_stream()  # makes torch's context the current one
-        _sound(driver.cuModuleLoadData(ctypes.byref(module), image))
-    _sound(driver.cuModuleGetFunction(ctypes.byref(function), module, name.encode()))
+        _sound(driver.cuModuleLoadData(ctypes.byref(module), image), "loading")
+        _sound(driver.cuModuleGetFunction(ctypes.byref(function), module, name.encode()), "loading")
 
     def launch(blocks: int, threads: int, shared: int, *arguments: Tensor | int | None) -> None:
-        values = [_c(argument) for argument in arguments]
+        values = [_c(argument, device) for argument in arguments]
         places = (ctypes.c_void_p * len(values))(*(ctypes.addressof(value) for value in values))
-        stream = ctypes.c_void_p(torch.cuda.current_stream(device).cuda_stream)
-        _sound(driver.cuLaunchKernel(function, blocks, 1, 1, threads, 1, 1, shared, stream, places, None))
+        with torch.cuda.device(device):  # its context is the one to launch in
+            stream = ctypes.c_void_p(torch.cuda.current_stream().cuda_stream)
+            _sound(
+                driver.cuLaunchKernel(function, blocks, 1, 1, threads, 1, 1, shared, stream, places, None), "a launch"
+            )
 
     return launch
 
@@ -71,10 +74,11 @@ def compiled(source: bytes, capability: tuple[int, int], compiler: ctypes.CDLL) 
     return image.raw
 
 
-def _c(value: Tensor | int | None) -> ctypes._SimpleCData:
+def _c(value: Tensor | int | None, device: int) -> ctypes._SimpleCData:
     if isinstance(value, int):
         return ctypes.c_int(value)
-    assert value is None or value.is_contiguous(), "a kernel reads tensors as they lie"
+    lies = value is None or (value.is_contiguous() and value.is_cuda and value.device.index == device)
+    assert lies, "a kernel reads tensors as they lie on its GPU"
     return ctypes.c_void_p(None if value is None else value.data_ptr())
 
 
@@ -99,7 +103,7 @@ def find_compiler(pattern: str = LINUX[0]) -> ctypes.CDLL:
     return ctypes.CDLL(str(files[0]) if files else pattern.replace("*", major))
 
 
-def _sound(status: int) -> None:
+def _sound(status: int, what: str = "compiling") -> None:
     """Every call of NVRTC and of the driver returns 0, or what went wrong."""
     if status:
-        raise RuntimeError(f"CUDA answered with error {status}")
+        raise RuntimeError(f"CUDA answered {what} with error {status}")

@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from compress.errors import CompressError
+from compress.files import make
+from compress.layers import recipe_for
 from compress.measure import measure
 from compress.methods import METHODS
 from compress.model import Options, compress_model, find_model
@@ -31,21 +33,21 @@ def fill(
     methods: Sequence[str] = METHODS, sizes: Sequence[float] = SIZES, context: int = 1024,
 ) -> list[dict[str, Any]]:  # fmt: skip
     """A row for the model itself and one for each method and size; those in work/rows.jsonl are taken from there."""
-    work.mkdir(parents=True, exist_ok=True)
+    known, read = make(work) / "rows.jsonl", [read_text(text) for text in texts]
     key = {"model": str(model), "texts": [str(t) for t in texts], "context": context, **asdict(options)}
     key["calibration"] = str(calibration)
-    rows = [row for row in _known(work / "rows.jsonl") if row["key"] == key]
+    rows = [row for row in _known(known) if row["key"] == key]
     for method, bits in [("", 16.0), *((m, b) for b in sizes for m in methods)]:
         if any(row["method"] == method and row["asked"] == bits for row in rows):
             continue
         say(f"{method or 'the model itself'} at {bits:g} bits")
         row = {"method": method, "asked": bits, "key": key}
-        try:
-            row |= _row(model, method, bits, texts, calibration, work, options, context)
-        except CompressError as error:
-            row["refused"] = str(error)
+        if refused := _refusal(method, bits):
+            row["refused"] = refused
+        else:
+            row |= _row(model, method, bits, read, calibration, work, options, context)
         rows.append(row)
-        with (work / "rows.jsonl").open("a", encoding="utf-8") as file:
+        with known.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
     return rows
 
@@ -58,16 +60,26 @@ def _known(path: Path) -> Iterator[dict[str, Any]]:
             say(f"a line of {path} is torn: its row is made again")
 
 
+def _refusal(method: str, bits: float) -> str:
+    """Why the method has no settings for a size, "" if it has."""
+    try:
+        if method:
+            recipe_for(method, bits)
+        return ""
+    except CompressError as error:
+        return str(error)
+
+
 def _row(
-    model: Path, method: str, bits: float, texts: Sequence[Path], calibration: Path | None, work: Path,
+    model: Path, method: str, bits: float, texts: Sequence[str], calibration: Path | None, work: Path,
     options: Options, context: int,
 ) -> dict[str, Any]:  # fmt: skip
     out, how = work / f"{method}-{bits:g}", {"context": context, "batch": max(1, options.batch // context)}
     if not method:
         size = sum(f.stat().st_size for f in model.iterdir() if f.suffix == ".safetensors")
-        return {"bytes": size, "texts": [asdict(measure(model, read_text(t), **how)) for t in texts]}
+        return {"bytes": size, "texts": [asdict(measure(model, t, **how)) for t in texts]}
     report = compress_model(model, out, method, bits, calibration, options)
-    found = [asdict(measure(out, read_text(t), reference=model, **how)) for t in texts]
+    found = [asdict(measure(out, t, reference=model, **how)) for t in texts]
     shutil.rmtree(out)
     return {"bytes": report.bytes, "bits": report.bits, "seconds": report.seconds, "texts": found}
 

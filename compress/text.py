@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from compress.errors import CompressError
 
+MAIL = ".mbox", ".eml", ".msg"
 PIECE = 8192  # characters of a plain text that are drawn together
 
 
@@ -33,6 +34,8 @@ def read_text(path: Path) -> str:
 
 def documents(path: Path) -> list[str]:
     """The texts of a .jsonl (its `text` fields), or a plain text in pieces of PIECE characters."""
+    if path.suffix in MAIL:
+        raise CompressError(f"'{path}' is mail, headers and all: give its texts, as a .jsonl with 'text' fields")
     if path.suffix == ".jsonl":
         return list(_json_lines(path))
     text = _plain(path)
@@ -53,6 +56,13 @@ def _json_lines(path: Path) -> Iterator[str]:
                 yield str(json.loads(line)["text"])
         except (json.JSONDecodeError, KeyError, TypeError) as error:
             raise CompressError(f"line {number} of '{path}' is no JSON object with a 'text'") from error
+
+
+def check_ids(ids: Sequence[int], model: nn.Module) -> None:
+    """Raises CompressError for token ids that the model has no embedding for."""
+    most = model.get_input_embeddings().num_embeddings
+    if (largest := max(ids, default=0)) >= most:
+        raise CompressError(f"the tokenizer gives token {largest}, and the model has {most}: it is another model's")
 
 
 def token_sequences(path: Path, tokenizer: Any, count: int, length: int, seed: int) -> Tensor:

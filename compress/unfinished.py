@@ -11,13 +11,14 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
 
 from compress import ranks
 from compress.checkpoint import layer_spec, replace_layers_, share_, unshared
-from compress.errors import CompressError
+from compress.errors import BROKEN, CompressError
+from compress.files import make, new_file, remove_own
 from compress.linear import quantized_layers
 from compress.progress import say
 
@@ -30,10 +31,10 @@ class Unfinished:
         print_of = sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()
         known = self.folder / "fingerprint"
         if ranks.first() and not (known.is_file() and known.read_text() == print_of):
-            if self.folder.exists():
+            if known.is_file():
                 say(f"{self.folder} belongs to other settings: starting anew")
-                shutil.rmtree(self.folder)
-            self.folder.mkdir(parents=True)
+            remove_own(self.folder, known.name)
+            make(self.folder)
             known.write_text(print_of)
         ranks.wait()
 
@@ -45,9 +46,8 @@ class Unfinished:
         tensors, shared = unshared(block.state_dict())
         layers = {name: layer_spec(layer) for name, layer in quantized_layers(block).items()}
         meta = json.dumps({"layers": layers, "shared": shared, "notes": notes})
-        part, path = self.path(f"{index}.part"), self.path(f"{index}.safetensors")
-        save_file(tensors, part, metadata={"block": meta})
-        part.replace(path)
+        with new_file(self.path(f"{index}.safetensors")) as part:
+            save_file(tensors, part, metadata={"block": meta})
 
     def load_(self, index: int, block: nn.Module) -> dict[str, Any] | None:
         """Turn `block` into the finished one and return its notes; None, and nothing done, if there is none."""
@@ -58,13 +58,13 @@ class Unfinished:
             with safe_open(path, framework="pt") as file:
                 meta = json.loads(file.metadata()["block"])
                 state = {key: file.get_tensor(key) for key in file.keys()}
-        except (OSError, SafetensorError, KeyError, json.JSONDecodeError) as error:
+            replace_layers_(block, meta["layers"])
+            state |= {name: state[owner] for name, owner in meta["shared"].items()}
+            block.load_state_dict(state, assign=True)
+            share_(block, meta["shared"])
+            return meta["notes"]
+        except (*BROKEN, CompressError) as error:
             raise CompressError(f"'{path}' is damaged: delete {self.folder} and start anew") from error
-        replace_layers_(block, meta["layers"])
-        state |= {name: state[owner] for name, owner in meta["shared"].items()}
-        block.load_state_dict(state, assign=True)
-        share_(block, meta["shared"])
-        return meta["notes"]
 
     def remove(self) -> None:
         ranks.wait()

@@ -55,8 +55,8 @@ class Viterbi:
 
     def _launch(self, target: Tensor, weight: Tensor, start: Tensor | None) -> Tensor:
         states = torch.empty(self.T, self.C, dtype=torch.int64, device=self.lut.device)
-        target, weight = target.contiguous(), weight.contiguous()
-        start = None if start is None else start.contiguous()
+        target, weight = target.float().contiguous(), weight.float().contiguous()
+        start = None if start is None else start.long().contiguous()
         sizes = self.T, self.C, self.step
         self.kernel(self.C, len(self.lut), self.shared_bytes(), target, weight, start, self.lut, states, *sizes)
         return states

@@ -99,7 +99,7 @@ NB_MODULE(_kernels, m) {
             throw std::invalid_argument("the sizes of a group of " + std::to_string(inputs) + " inputs do not fit together");
         nb::gil_scoped_release release;
         chosen(name).numerics->round_group(now.data(), (int)inputs, (int)outputs, gain.data(), scale.data(), finer.data(), zero.data(), top, reach.data());
-    }, "now"_a, "gain"_a, "scale"_a, "finer"_a, "zero"_a, "top"_a, "reach"_a, "isa"_a = "", "Round in place, in order, with feedback: see compress.feedback.round_group.");
+    }, "now"_a.noconvert(), "gain"_a, "scale"_a, "finer"_a, "zero"_a, "top"_a, "reach"_a, "isa"_a = "", "Round in place, in order, with feedback: see compress.feedback.round_group.");
 
     m.def("viterbi", [](Matrix target, Matrix weight, std::optional<Array<int64_t>> start, Floats lut, int step, Pool& pool, const std::string& name) {
         const size_t T = target.shape(0), C = target.shape(1);

@@ -10,8 +10,6 @@ whole model in one file, written by `gguf.export_gguf` with the help of gguf_voc
 from __future__ import annotations
 
 import json
-import os
-import shutil
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
@@ -23,6 +21,7 @@ from torch import Tensor, nn
 
 from compress.checkpoint import copy_tokenizer, fill_computed_
 from compress.errors import BROKEN, CompressError
+from compress.files import new_folder
 from compress.linear import QuantizedEmbedding, QuantizedLinear, quantized_layers
 
 PLAIN = "plain"  # every layer decoded, for libraries that read nothing smaller
@@ -75,13 +74,14 @@ def import_model(folder: Path, dtype: torch.dtype = torch.float32) -> nn.Module:
     """The model in a directory of one of FORMATS, its layers compressed as they lie there. Raises CompressError."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    from compress.checkpoint import assign_tensors_
+    from compress.checkpoint import assign_tensors_, check_layers
 
     settings = _settings(folder)
     module = format_module(settings["quant_method"])
     tensors = read_tensors(folder)
     try:
         config = AutoConfig.from_pretrained(folder, local_files_only=True)
+        check_layers(config)
         del config.quantization_config
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(config, dtype=dtype)
@@ -174,11 +174,7 @@ def tied_names(model: nn.Module) -> set[str]:
 
 
 def _write(out: Path, source: Path, tensors: dict[str, Tensor], config: dict[str, Any]) -> None:
-    part = out.with_name(out.name + ".part")
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir(parents=True)
-    save_file(tensors, part / "model.safetensors", metadata={"format": "pt"})
-    (part / "config.json").write_text(json.dumps(config, indent=2), encoding="utf-8")
-    copy_tokenizer(source, part)
-    shutil.rmtree(out, ignore_errors=True)
-    os.replace(part, out)
+    with new_folder(out) as part:
+        save_file(tensors, part / "model.safetensors", metadata={"format": "pt"})
+        (part / "config.json").write_text(json.dumps(config, indent=2), encoding="utf-8")
+        copy_tokenizer(source, part)

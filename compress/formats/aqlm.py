@@ -38,8 +38,11 @@ def read(tensors: dict[str, Tensor], shape: tuple[int, int], settings: dict[str,
         raise CompressError(f"AQLM codewords that span {out_group} outputs cannot be read: only 1")
     if size != 2**bits or tuple(tensors["codes"].shape) != (N, D // group, books) or D % group:
         raise CompressError(f"codes {tuple(tensors['codes'].shape)} and codebooks do not make a {N} × {D} weight")
+    codes = tensors["codes"].int()  # from −2^(bits − 1) on, or from 0
+    if codes.min() < -(size // 2) or codes.max() >= size:
+        raise CompressError(f"codes from {codes.min()} to {codes.max()} reach beyond a codebook of {size} words")
     made = Additive(N, D, books, bits, group)
-    codes = tensors["codes"].int() % 2**bits
+    codes = codes % size
     made.codes = ops.pack(codes.flatten(1), bits)
     made.codebooks.data = tensors["codebooks"][:, :, 0].half()
     return QuantizedWeight(shape, made, Real.of(tensors["scales"].view(N, 1)))

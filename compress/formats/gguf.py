@@ -7,8 +7,7 @@ transformers model becomes one of `ARCHITECTURES`; what such a one cannot say is
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from torch import Tensor, nn
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from compress.errors import CompressError
+from compress.files import new_file
 from compress.formats import dense_tensors, tied_names
 from compress.formats.gguf_types import (
     PLAIN_TYPES,
@@ -74,6 +74,8 @@ def export_gguf(
     if out.exists():
         raise CompressError(f"'{out}' exists: name a new file")
     check_type(kind)
+    if sequences < 1:
+        raise CompressError(f"sequences is {sequences}: give 1 or more")
     arch = architecture(model)
     tokenizer, names = load_tokenizer(source), _names(arch, model.config)
     words, alike = vocabulary(tokenizer, len(model.get_input_embeddings().weight))
@@ -82,14 +84,14 @@ def export_gguf(
     for name, tensor in dense_tensors(model, {}, torch.float32).items():
         if name not in tied_names(model):
             tensors[names(name)] = _value(name, tensor, arch, model.config)
-    with _new(out) as part:
+    with new_file(out) as part:
         if kind in PLAIN_TYPES:
             _write(part, arch.name, keys, tensors, kind)
         else:
             read = {}
             if text is not None or needs_importance(kind):
                 read = importance(model, calibration(model, tokenizer, text, sequences))
-            with _new(out.with_name(out.name + ".16"), keep=False) as whole:
+            with new_file(out.with_name(out.name + ".16"), keep=False) as whole:
                 _write(whole, arch.name, keys, tensors, half_for(tensors.values()))
                 requantize(whole, part, kind, {names(f"{layer}.weight"): x for layer, x in read.items()})
     return {"type": kind, "pre": words["tokenizer.ggml.pre"], "alike": alike}
@@ -229,19 +231,6 @@ def _value(name: str, tensor: Tensor, arch: Architecture, config: Any) -> Tensor
     return tensor + arch.norm if layer.endswith("norm") and leaf == "weight" else tensor
 
 
-@contextmanager
-def _new(out: Path, keep: bool = True) -> Iterator[Path]:
-    """A file beside `out` that takes its name at the end if all went well, and is gone if not."""
-    part = out.with_name(out.name + ".part")
-    part.unlink(missing_ok=True)
-    try:
-        yield part
-        if keep:
-            part.replace(out)
-    finally:
-        part.unlink(missing_ok=True)
-
-
 def _write(path: Path, arch: str, keys: dict[str, Any], tensors: dict[str, Tensor], kind: str) -> None:
     """A file of one of PLAIN_TYPES: matrices of that type, vectors fp32."""
     gguf = package("gguf")
@@ -259,7 +248,6 @@ def _write(path: Path, arch: str, keys: dict[str, Any], tensors: dict[str, Tenso
             writer.add_tensor(name, raw, raw_dtype=gguf.GGMLQuantizationType.BF16)
         else:
             writer.add_tensor(name, made.numpy())
-    path.parent.mkdir(parents=True, exist_ok=True)
     try:
         writer.write_header_to_file()
         writer.write_kv_data_to_file()

@@ -49,8 +49,15 @@ def read(tensors: dict[str, Tensor], shape: tuple[int, int], settings: dict[str,
     bits, (N, D) = int(settings["bits"]), shape
     G = len(tensors["scales"])
     groups = tensors.get("g_idx", torch.arange(D) // -(-D // G)).long()
-    if bits not in BITS or D % G or not torch.equal(groups.bincount(minlength=G), torch.full((G,), D // G)):
+    if bits not in BITS or not G or D % G:
         raise CompressError(f"{bits} bits in {G} groups of a {N} × {D} weight: groups of equal size, bits of {BITS}")
+    sizes = {"qweight": (D * bits // 32, N), "qzeros": (G, N * bits // 32), "scales": (G, N)}
+    for name, size in sizes.items():
+        if tuple(tensors[name].shape) != size:
+            raise CompressError(f"{name} is {tuple(tensors[name].shape)}, not {size} as a {N} × {D} weight needs")
+    inside = groups.shape == (D,) and 0 <= groups.min() and groups.max() < G
+    if not inside or not torch.equal(groups.bincount(minlength=G), torch.full((G,), D // G)):
+        raise CompressError(f"g_idx does not share {D} inputs out among {G} groups of equal size")
     codes = ops.unpack(to_bytes(tensors["qweight"].T), D, bits)  # (N, D)
     zero = ops.unpack(to_bytes(tensors["qzeros"]), N, bits).T  # (N, G)
     zero = zero if settings.get("checkpoint_format") == "gptq_v2" else (zero + 1) % 2**bits

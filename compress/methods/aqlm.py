@@ -115,7 +115,7 @@ class Config:
         if not 1 <= self.bits <= 5:
             raise CompressError(f"aqlm takes 1 to 5 bits a weight, not {self.bits}")
         for name, low in {"beam": 1, "rounds": 0, "passes": 0, "steps": 1, "tolerance": 0, "damping": 0}.items():
-            if getattr(self, name) < low:
+            if not getattr(self, name) >= low:
                 raise CompressError(f"aqlm takes a {name} of {low} or more, not {getattr(self, name)}")
 
     @classmethod

@@ -38,8 +38,10 @@ class Config:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if not 1 <= self.bits <= 8 or self.group < 0:
-            raise CompressError(f"rtn takes 1 to 8 bits and groups of 0 or more, not {self.bits} and {self.group}")
+        if not 1 <= self.bits <= 8 or self.group < 0 or self.search < 0:
+            raise CompressError(
+                f"rtn takes 1 to 8 bits, groups and a search of 0 or more, not {self.bits}, {self.group} and {self.search}"
+            )
 
     @classmethod
     def for_bits(cls, bits: float) -> Config:

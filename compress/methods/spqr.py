@@ -137,9 +137,6 @@ def leave_one_out(group: Problem) -> tuple[Tensor, Tensor]:
     return scale.gather(0, best)[0], zero.gather(0, best)[0]
 
 
-NEAR = torch.tensor([-1.0, 0.0, 1.0])
-
-
 def statistics(group: Problem, config: Config) -> tuple[Stats, Stats]:
     """Scales and zeros of a group, quantised: of the codes next to those of the real ones, the pair that costs least."""
     scale, zero = leave_one_out(group)
@@ -147,7 +144,7 @@ def statistics(group: Problem, config: Config) -> tuple[Stats, Stats]:
     middle = group.top / 2  # the grid's middle stays where it was, whatever its scale was rounded to
     moved = middle - (middle - zero) * scale * inverse(scales.values(config.rows))
     zeros = second_level(moved.clamp_(-1, group.top + 1), config.stat_bits, config.rows)
-    near = NEAR.to(scale.device)
+    near = torch.arange(-1, 2, device=scale.device)
     scales, zeros = (
         s._replace(codes=(s.codes + shape).clamp_(0, 2**config.stat_bits - 1))
         for s, shape in ((scales, near.view(3, 1, 1)), (zeros, near.view(1, 3, 1)))

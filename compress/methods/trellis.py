@@ -53,7 +53,7 @@ class Config:
             raise CompressError(f"trellis takes 2, 2.5, 3, 3.5 or 4 bits a weight, not {self.bits}")
         if self.window not in WINDOWS:
             raise CompressError(f"trellis has windows of {', '.join(map(str, WINDOWS))} bits, not {self.window}")
-        if self.rounds < 1 or not 0 <= self.lookahead <= PART or self.damping < 0:
+        if self.rounds < 1 or not 0 <= self.lookahead <= PART or not self.damping >= 0:
             raise CompressError(
                 f"trellis takes 1 or more rounds, a look-ahead of 0 to {PART} and a damping of 0 or more, "
                 f"not {self.rounds}, {self.lookahead} and {self.damping}"

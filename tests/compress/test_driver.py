@@ -27,6 +27,7 @@ from compress.progress import duration
 from compress.text import load_tokenizer, token_sequences
 
 ROOT = Path(__file__).parents[2]
+UP = "model.layers.1.mlp.up_proj.weight"
 SMALL = Options(sequences=6, length=24, held_out=2, batch=48)
 
 
@@ -292,6 +293,11 @@ MISTAKES = {
     "rotation": ({"options": replace(SMALL, rotate="left")}, "rotate is 'left'"),
     "too long": ({"options": replace(SMALL, length=5000)}, "at most 1024"),
     "too much": ({"options": replace(SMALL, sequences=5000)}, "sequences of 24 need 115000"),
+    "tune": ({"options": replace(SMALL, tune=-1)}, "tune is -1"),
+    "guided": ({"options": replace(SMALL, guided=-1)}, "guided is -1"),
+    "memory": ({"options": replace(SMALL, memory=math.nan)}, "memory is nan"),
+    "a search": ({"settings": {"search": -1}}, "a search of 0 or more"),
+    "mail": ({"calibration": Path("mine.mbox")}, "is mail"),
     "no sequences": ({"options": replace(SMALL, sequences=0)}, "sequences is 0"),
     "no text": ({"calibration": Path("/no/such.txt")}, "'/no/such.txt' cannot be read"),
 }
@@ -327,6 +333,72 @@ def test_a_directory_of_something_else_is_never_overwritten(tiny_base: Path, tex
     with pytest.raises(CompressError, match="no compressed model"):
         compress_model(tiny_base, tmp_path / "out", "rtn", 4, text, SMALL)
     assert (tmp_path / "out" / "thesis.tex").read_text() == "mine"
+
+
+def test_nothing_of_anybody_elses_is_removed(tiny_base: Path, text: Path, tmp_path: Path):
+    """Not a directory that has the name of unfinished work, nor what somebody put beside the model."""
+    compress_model(tiny_base, tmp_path / "out", "rtn", 3, text, SMALL)
+    (tmp_path / "out/adapter").mkdir()
+    with pytest.raises(CompressError, match="it holds 'adapter'"):
+        compress_model(tiny_base, tmp_path / "out", "rtn", 3, text, SMALL)
+    for name in ("one.unfinished", "two.part"):
+        thesis = tmp_path / name / "thesis.tex"
+        thesis.parent.mkdir()
+        thesis.write_text("mine")
+        with pytest.raises(CompressError, match=f"{name}' is in the way"):
+            compress_model(tiny_base, tmp_path / name.split(".")[0], "rtn", 3, text, SMALL)
+        assert thesis.read_text() == "mine"
+
+
+def test_another_models_blocks_are_not_taken_up(tiny_base: Path, text: Path, tmp_path: Path, monkeypatch):
+    """Two models that differ in the middle of their file alone, as before and after a merge."""
+    other = shutil.copytree(tiny_base, tmp_path / "other")
+    tensors = load_file(other / "model.safetensors")
+    tensors["model.layers.0.self_attn.q_proj.weight"].neg_()
+    save_file(tensors, other / "model.safetensors", metadata={"format": "pt"})
+    with monkeypatch.context() as change, pytest.raises(KeyboardInterrupt):
+        change.setattr(model, "save_model", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        compress_model(tiny_base, tmp_path / "out", "rtn", 3, text, SMALL)
+    compress_model(other, tmp_path / "out", "rtn", 3, text, SMALL)
+    compress_model(other, tmp_path / "clean", "rtn", 3, text, SMALL)
+    assert (tmp_path / "out" / FILE).read_bytes() == (tmp_path / "clean" / FILE).read_bytes()
+
+
+def test_a_full_disk_is_one_sentence_and_leaves_nothing_half_written(tiny_base: Path, text: Path, tmp_path: Path):
+    code = "import resource, sys; from compress.__main__ import main; from compress.model import compress_model; "
+    code += "resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000)); sys.exit(main(sys.argv[1:]))"
+    command = [sys.executable, "-c", code, str(tiny_base), "--method", "rtn", "--bits", "3", "--calibration", str(text)]
+    command += ["--sequences", "2", "--length", "16", "--out", str(tmp_path / "out")]
+    run = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)})
+    assert run.returncode == 1 and "could not be written" in run.stderr and "Traceback" not in run.stderr
+    assert not (tmp_path / "out").exists() and not list(tmp_path.glob("*.part"))
+
+
+def test_a_plain_model_that_lacks_a_tensor_is_refused(tiny_base: Path, text: Path, tmp_path: Path):
+    for name, change in {"lacks": lambda t: t.pop(UP), "of other shapes": lambda t: t.update({UP: t[UP][:-1]})}.items():
+        folder = shutil.copytree(tiny_base, tmp_path / name)
+        tensors = load_file(folder / "model.safetensors")
+        change(tensors)
+        save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+        with pytest.raises(CompressError, match=f"{name}.*'{UP}' first"):
+            load_model(folder)
+
+
+def test_a_pickle_is_not_run_and_told_in_a_sentence(tiny_base: Path, tmp_path: Path):
+    folder = shutil.copytree(tiny_base, tmp_path / "odd")
+    (folder / "model.safetensors").unlink()
+    torch.save({"model.norm.weight": Path("/")}, folder / "pytorch_model.bin")
+    with pytest.raises(CompressError, match="no causal language model that loads"):
+        load_model(folder)
+
+
+def test_a_tokenizer_of_another_model_is_told(tiny_base: Path, text: Path, tmp_path: Path):
+    folder = shutil.copytree(tiny_base, tmp_path / "small")
+    small = AutoModelForCausalLM.from_pretrained(tiny_base)
+    small.resize_token_embeddings(30)
+    small.save_pretrained(folder)
+    with pytest.raises(CompressError, match="the tokenizer gives token"):
+        compress_model(folder, tmp_path / "out", "rtn", 3, text, SMALL)
 
 
 def test_too_little_disk_is_said_before_work(tiny_base: Path, text: Path, tmp_path: Path, monkeypatch):

@@ -108,15 +108,29 @@ def test_spqr_reads_rows_padded_in_bands():
     assert torch.allclose(module.read(tensors, (32, 32), {}).dense(), weight.dense(), rtol=1e-3, atol=1e-6)
 
 
-def test_the_layouts_are_those_of_the_definitions():
-    """One weight picked out of each file by hand."""
-    weight = grid(32, 64, 4, 32, zero=True, permuted=True)
-    for name, less in (("gptq", 1), ("gptq_v2", 0)):
-        t = format_module(name).write(weight, name)
-        word, zeros = int(t["qweight"][5 // 8, 7]), int(t["qzeros"][t["g_idx"][5], 7 // 8])
-        q, zero = word >> 4 * (5 % 8) & 15, (zeros >> 4 * (7 % 8) & 15) + less
-        value = float(t["scales"][t["g_idx"][5], 7]) * (q - zero % 16)
-        assert value == pytest.approx(float(weight.dense()[7, 5]), rel=1e-3)
+def stream(words: torch.Tensor) -> int:
+    """Words of 32 bits as one number, the first word lowest."""
+    return sum((int(word) & 0xFFFFFFFF) << 32 * i for i, word in enumerate(words))
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+@pytest.mark.parametrize(("name", "more"), [("gptq", 1), ("gptq_v2", 0)])
+def test_gptq_means_what_its_readers_take_it_for(bits: int, name: str, more: int):
+    """scale (code - zero - 1), in version 2 without the 1, of bit streams along the inputs and along the outputs."""
+    weight = grid(32, 64, bits, 32, zero=True, permuted=True)
+    t, mask = format_module(name).write(weight, name), 2**bits - 1
+    zeros = [stream(row) for row in t["qzeros"]]
+    for n in range(32):
+        codes = stream(t["qweight"][:, n])
+        for d, g in enumerate(t["g_idx"].tolist()):
+            q, zero = codes >> bits * d & mask, (zeros[g] >> bits * n & mask) + more
+            assert float(t["scales"][g, n]) * (q - zero) == pytest.approx(
+                weight.dense()[n, d].item(), rel=1e-3, abs=1e-6
+            )
+
+
+def test_the_layout_of_spqr_is_that_of_its_definition():
+    """One weight picked out by hand."""
     weight = spqr(32, 32)
     t = format_module("spqr").write(weight, "spqr")
     word = int(t["dense_weights"][(1 * 2 + 0) * 16 + 3])  # row tile 1, column tile 0, its fourth row: row 19
@@ -182,7 +196,9 @@ def test_the_real_package_reads_what_we_write(name: str, package: str, tmp_path:
     model, ids = filled(IN_FULL[name]), torch.randint(0, 96, (1, 20))
     export_model(model, tmp_path, tmp_path / "out", name)
     theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype=torch.float32)
-    assert {type(m).__module__.split(".")[0] for m in theirs.modules()} & {package} or name == "compressed-tensors"
+    assert {type(m).__module__.split(".")[0] for m in theirs.modules()} & {package, "compressed_linear"} or any(
+        hasattr(m, "quantization_scheme") for m in theirs.modules()
+    ), "their layers, not plain ones"
     assert near(theirs(ids).logits, model(ids).logits)
 
 
@@ -245,6 +261,29 @@ def test_mixed_settings_are_refused_where_the_format_has_one(tmp_path: Path):
     bits = iter([2, 3] * 7)
     with pytest.raises(CompressError, match="one bits for all layers, not both 2 and 3"):
         export_model(filled(lambda N, D: grid(N, D, next(bits), 32)), tmp_path, tmp_path / "out", "compressed-tensors")
+
+
+DAMAGE = {
+    "codes beyond the books": ("aqlm", "codes", lambda t: t.short().index_fill(0, torch.tensor([3]), 5000)),
+    "zeros of one group": ("gptq", "qzeros", lambda t: t[:1].clone()),
+    "twice the codes": ("gptq", "qweight", lambda t: torch.cat((t, t))),
+    "an input of no group": ("gptq", "g_idx", lambda t: t.index_fill(0, torch.tensor([3]), 2**31 - 1)),
+    "scales of fewer outputs": ("gptq", "scales", lambda t: t[:, 1:].clone()),
+    "outliers of no row": ("spqr", "row_offsets", lambda t: t[:-1].clone()),
+}
+
+
+@pytest.mark.parametrize("case", DAMAGE)
+def test_what_another_layout_cannot_mean_is_refused(case: str, tmp_path: Path):
+    name, tensor, damage = DAMAGE[case]
+    export_model(filled(IN_FULL[name]), tmp_path, tmp_path / "out", name)
+    file = tmp_path / "out" / "model.safetensors"
+    tensors = load_file(file)
+    key = f"model.layers.1.mlp.up_proj.{tensor}"
+    tensors[key] = damage(tensors[key])
+    save_file(tensors, file, metadata={"format": "pt"})
+    with pytest.raises(CompressError):
+        load_model(tmp_path / "out")
 
 
 @pytest.mark.parametrize("damage", ["codes", "codebooks", "scales"])

@@ -30,3 +30,15 @@ def test_it_fills_a_readme_and_takes_up_finished_rows(tiny_base: Path, tmp_path:
     err = capsys.readouterr().err
     assert "torn" in err and err.count("gptq at 3 bits") == 1, "finished rows are not made again"
     assert not list((tmp_path / "work").glob("rtn-*"))
+
+
+def test_a_mistake_is_told_before_any_row_and_not_kept(tiny_base: Path, tmp_path: Path, capsys):
+    (tmp_path / "text.txt").write_text("Hello Anna, the review works on Thursday at 10:00. " * 60)
+    arguments = [
+        str(tiny_base), "--calibration", str(tmp_path / "text.txt"), "--work", str(tmp_path / "work"), "--methods", "rtn",
+        "--bits", "3", "--sequences", "4", "--length", "16", "--context", "64", "--text", str(tmp_path / "later.txt"),
+    ]  # fmt: skip
+    assert main(arguments) == 1
+    assert "later.txt' cannot be read" in capsys.readouterr().err and not (tmp_path / "work/rows.jsonl").exists()
+    (tmp_path / "later.txt").write_text("Hello Mara, Thursday is fine. " * 60)
+    assert main(arguments) == 0

@@ -57,7 +57,9 @@ def test_both_ways_back_are_one(S: int, step: int, C: int):
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
-@pytest.mark.parametrize(("window", "step", "T", "C"), [(8, 2, 96, 1), (8, 2, 80, 333), (7, 3, 1, 7), (6, 4, 64, 137)])
+@pytest.mark.parametrize(
+    ("window", "step", "T", "C"), [(8, 2, 96, 1), (8, 2, 80, 333), (7, 3, 1, 7), (6, 4, 64, 137), (5, 5, 9, 3)]
+)
 def test_the_kernel_finds_what_the_loop_finds(window: int, step: int, T: int, C: int):
     x, weight, start = torch.randn(T, C), torch.rand(T, C) + 0.5, torch.randint(0, 1 << window, (C,))
     lut = torch.randn(1 << window)
