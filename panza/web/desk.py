@@ -88,11 +88,11 @@ class Desk:
             raise UserError(
                 "Say in a few words what the mail should do, such as “tell Anna the review moves to Thursday”."
             )
-        request = change(self)
+        request, subject = change(self), self.letter.subject
 
         def run(work: Work) -> None:
             for draft in self.assistant.draft(request, work.stopped.is_set):
-                self._take(draft, suggest=not request.subject)
+                self._take(draft, over=None if request.subject else subject)
                 work.show(draft)
 
         def accept() -> None:
@@ -117,7 +117,7 @@ class Desk:
     def stop(self) -> None:
         """Ask the work in hand to stop; it does within a token or a step."""
         for work in self.last.values():
-            work.stopped.set()
+            work.stop()
 
     def _start(self, work: Work, accept: Callable[[], None] = lambda: None) -> Work:
         with self._starting:
@@ -127,9 +127,12 @@ class Desk:
             self.last[work.name] = work
         return work.start()
 
-    def _take(self, draft: Draft, suggest: bool) -> None:
-        self.draft = draft
-        self.keep(text=draft.text, **({"subject": draft.subject} if suggest else {}))
+    def _take(self, draft: Draft, over: str | None) -> None:
+        """Lay a draft down. Its subject replaces `over` or its own last suggestion, never what the user wrote since."""
+        with self._changing:
+            last, now = self.draft.subject if self.draft else over, self.letter.subject
+            subject = draft.subject if over is not None and now in (over, last) else now
+            self.draft, self.letter = draft, replace(self.letter, text=draft.text, subject=subject)
 
 
 def fresh(desk: Desk) -> DraftRequest:

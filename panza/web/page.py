@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from functools import partial
+from importlib import resources
 from typing import Any
 
 import gradio as gr
@@ -13,12 +14,16 @@ from panza.web import view
 from panza.web.desk import CHANGES, DRAFT, IMPORT, LEARN, Desk
 from panza.web.work import Work
 
+SCRIPT = (resources.files("panza.web") / "assets" / "panza.js").read_text()  # inline: here before the first event
 HEAD = (
-    '<link rel="stylesheet" href="panza.css"><script src="panza.js" defer></script>'
-    '<meta name="color-scheme" content="light dark">'
+    f'<link rel="stylesheet" href="panza.css"><script>{SCRIPT}</script><meta name="color-scheme" content="light dark">'
 )
-# Every event: no public API, no overlay over the text, and nobody waits for another tab's stream.
-EVENT = {"api_visibility": "private", "show_progress": "hidden", "concurrency_limit": None}
+# Every event: no public API, no overlay over the text. What is done at once is done and answered in the order in which
+# it was asked; nobody waits for a stream. A stream's last value comes twice, so nothing there may undo what a user does.
+EVENT = {"api_visibility": "private", "show_progress": "hidden"}
+AT_ONCE = {**EVENT, "concurrency_id": "desk", "concurrency_limit": 1}
+STREAM = {**EVENT, "concurrency_limit": None, "trigger_mode": "multiple"}
+LETTER = ("instruction", "to", "subject", "text")  # the fields, as in `Letter` and in panza.js
 
 Changes = dict[gr.components.Component, Any]  # component -> its new value or settings
 
@@ -71,9 +76,12 @@ class Writing:
             with gr.Column(elem_id="writing", min_width=320):
                 self._writing()
         self.around = [self.status, self.picker, self.mail]
-        self.fields = {"instruction": self.instruction, "to": self.to, "subject": self.subject, "text": self.text}
+        self.fields = {name: getattr(self, name) for name in LETTER}
+        # To the server: the browser's question; back: the words that answer it. One for each chain of events, for one
+        # chain may begin while another still goes on.
+        self.offer, self.offer_restored, self.offer_drafted = (gr.JSON(visible=False) for _ in range(3))
         self._looked_at: tuple[tuple[str, ...], str] = (), ""
-        self.written = [self.subject, self.text, self.facts, self.sources, self.notice, self.bring_back, self.stop]
+        self.written = [self.text, self.facts, self.sources, self.notice, self.bring_back, self.stop]
         self.written += self.changes.values()
 
     def _side(self) -> None:
@@ -113,92 +121,117 @@ class Writing:
         self.sources = gr.HTML(elem_id="sources")
 
     def wire(self, page: gr.Blocks) -> None:
-        """Say what happens when."""
-        fields = list(self.fields.values())
-        page.load(self.typed, None, fields, **EVENT)
-        page.load(self.restore, None, [*self.around, *self.written], **EVENT)
-        self.search.change(self.find, self.search, self.picker, trigger_mode="always_last", **EVENT)
+        """Say what happens when. The browser asks for words with a number, so that a late answer can be told."""
+        fields, ask = [*self.fields.values()], "(query) => [query, 0]"
+        asked, told = [self.search, self.offer_restored], [*self.around, *self.written, self.offer_restored]
+        self._answer(page.load(self.restore, asked, told, js=ask, **AT_ONCE), self.offer_restored)
+        self.search.change(self.find, self.search, self.picker, trigger_mode="always_last", **AT_ONCE)
         # preprocess=False: Gradio would refuse a mail that a search took out of the list while it was being clicked
-        opened = [self.mail, self.to, self.subject, self.notice]
-        self.picker.input(self.pick, self.picker, opened, preprocess=False, trigger_mode="always_last", **EVENT)
+        opened, mode = [self.mail, self.notice, self.offer], {"preprocess": False, "trigger_mode": "always_last"}
+        ask = "(mail) => [mail, panza.ask('to', 'subject')]"
+        picked = self.picker.input(self.pick, [self.picker, self.offer], opened, js=ask, **mode, **AT_ONCE)
+        land(picked, self.offer, self.fields)
         for name, field in self.fields.items():
             typed = [field.input, field.blur]  # Gradio misses some inputs (a paste right after an output); blur has all
-            gr.on(typed, partial(self.keep, name), field, None, trigger_mode="always_last", **EVENT)
+            tell = f"(words) => panza.tell([words], ['{name}'])"
+            gr.on(typed, partial(self.keep, name), field, None, trigger_mode="multiple", js=tell, **AT_ONCE)
         for name, button in self.changes.items():
-            button.click(partial(self.write, CHANGES[name]), fields, self.written, **EVENT)
+            locked = [self.text, *self.changes.values()]
+            button.click(None, fields, locked, js=f"(...words) => panza.lock(words, {len(locked)})", **EVENT)
+            write, ask = partial(self.write, CHANGES[name]), "() => [...panza.locked(), panza.ask('subject')]"
+            asked, told = [*fields, self.offer_drafted], [*self.written, self.offer_drafted]
+            self._answer(button.click(write, asked, told, js=ask, **AT_ONCE), self.offer_drafted)
         self.stop.click(self.desk.stop, None, None, queue=False, **EVENT)
-        self.bring_back.click(self.swap, fields, self.text, **EVENT)
+        ask = "(...words) => [...panza.tell(words), panza.ask('text')]"
+        swapped = self.bring_back.click(self.swap, [*fields, self.offer], self.offer, js=ask, **AT_ONCE)
+        land(swapped, self.offer, self.fields)
 
-    def keep(self, name: str, value: str) -> None:
-        """Remember one field."""
-        self.desk.keep(**{name: value})
+    def _answer(self, event: gr.events.Dependency, offer: gr.JSON) -> None:
+        """Let the words of an answer into the fields, and follow the draft that it began."""
+        land(event, offer, self.fields)
+        shown = event.then(self.follow, offer, self.written, **STREAM)
+        done = shown.then(partial(self.finish, offer), offer, [*self.written, offer], **AT_ONCE)
+        land(done, offer, self.fields)
 
-    def surroundings(self) -> Changes:
+    def keep(self, name: str, words: str | None) -> None:
+        """Remember one field; None: what the page shows of it is not the user's."""
+        self.keep_all({name: words})
+
+    def keep_all(self, words: dict[str, str | None]) -> None:
+        """Remember the fields that hold what the user sees and means."""
+        self.desk.keep(**{name: value for name, value in words.items() if value is not None})
+
+    def offered(self, question: int, *fields: str, follow: bool = False) -> dict[str, Any]:
+        """These fields of the letter for the browser, in answer to its question. follow: a draft is being written."""
+        return {"question": question, "follow": follow, "words": {f: getattr(self.desk.letter, f) for f in fields}}
+
+    def surroundings(self, query: str) -> Changes:
         """Status, the picker's list and the open mail, as they are now."""
         status = self.desk.assistant.status()
-        return {self.status: view.status(status), self.mail: self.opened(status.mails), self.picker: self.find("")}
+        return {self.status: view.status(status), self.mail: self.opened(status.mails), self.picker: self.find(query)}
 
     def opened(self, mails: int) -> str:
         """The middle pane."""
         conversation = self.desk.conversation()
         return view.letter(*conversation) if conversation else view.nothing_chosen(mails)
 
-    def typed(self) -> Changes:
-        """What the user typed before a reload. An empty field is let be: by now it may hold the user's next words."""
-        kept = {field: getattr(self.desk.letter, name) for name, field in self.fields.items()}
-        return {field: value or gr.skip() for field, value in kept.items()}
-
-    def restore(self) -> Iterator[Changes]:
-        """The rest of the desk, and the draft that is being written right now, if any."""
-        around = self.surroundings()
-        around[self.picker]["value"] = self.desk.letter.reply_to
-        yield {**around, **self.written_so_far()}
-        if self.desk.running(DRAFT):
-            yield from self.follow(self.desk.last[DRAFT])
+    def restore(self, query: str, question: int) -> Changes:
+        """The desk as it is now, on a page that was just opened."""
+        around, writing = self.surroundings(query), self.desk.running(DRAFT)
+        # the value first: Gradio shows one after the other, and the user may click into a list as soon as it shows
+        around[self.picker] = {"value": self.desk.letter.reply_to, **around[self.picker]}
+        return {**around, **self.pane(writing), self.offer_restored: self.offered(question, *LETTER, follow=writing)}
 
     def find(self, query: str) -> dict[str, Any]:
         """The picker's list: the mails that `query` finds. Which one is chosen is left to the user's last click."""
         return gr.update(choices=[view.NEW_MAIL, *map(view.choice, self.desk.found(query))])
 
-    def pick(self, message_id: str) -> Changes:
+    def pick(self, message_id: str, question: int) -> Changes:
         """Open a mail to answer."""
         try:
             self.desk.pick(message_id)
         except UserError as mistake:
-            return {self.notice: view.notice(str(mistake))}
-        letter, mail = self.desk.letter, self.opened(self.desk.assistant.status().mails)
-        return {self.mail: mail, self.to: letter.to, self.subject: letter.subject, self.notice: ""}
+            return {self.notice: view.notice(str(mistake)), self.offer: self.offered(question)}
+        mail = self.opened(self.desk.assistant.status().mails)
+        return {self.mail: mail, self.notice: "", self.offer: self.offered(question, "to", "subject")}
 
-    def write(self, change: Callable, *fields: str) -> Iterator[Changes]:
-        """Stream a new draft."""
-        self.desk.keep(**dict(zip(self.fields, fields, strict=True)))
+    def write(self, change: Callable, *asked: Any) -> Changes:
+        """Begin a new draft. The browser has locked the text and the buttons."""
+        *words, question = asked
+        self.keep_all(dict(zip(LETTER, words, strict=True)))
         try:
-            work = self.desk.write(change)
+            self.desk.write(change)
         except UserError as mistake:
-            yield {self.notice: view.notice(str(mistake))}
-            return
-        yield from self.follow(work)
+            free = dict.fromkeys([self.text, *self.changes.values()], gr.update(interactive=True))
+            return {**free, self.notice: view.notice(str(mistake)), self.offer_drafted: self.offered(question)}
+        return {**self.pane(writing=True), self.offer_drafted: self.offered(question, follow=True)}
 
-    def follow(self, work: Work) -> Iterator[Changes]:
+    def follow(self, offer: dict[str, Any]) -> Iterator[Changes]:
         """Show a draft while it grows. Each yield is whole, for the browser skips one when two come at once."""
-        yield self.written_so_far()
-        for _ in work.follow():
-            yield self.written_so_far()
-        yield {**self.written_so_far(), self.subject: self.desk.letter.subject}
+        yield self.pane(writing=True) if offer["follow"] else gr.skip()
+        for _ in self.desk.last[DRAFT].follow() if offer["follow"] else ():
+            yield self.pane(writing=True)
 
-    def written_so_far(self) -> Changes:
-        """The right pane as it is now; while Panza writes, Stop is all that can be pressed."""
-        desk, writing, work = self.desk, self.desk.running(DRAFT), self.desk.last.get(DRAFT)
+    def finish(self, place: gr.JSON, offer: dict[str, Any]) -> Changes:
+        """Hand the finished draft to the user."""
+        if not offer["follow"]:
+            return gr.skip()
+        text = gr.update(value=self.desk.letter.text, interactive=True)
+        return {**self.pane(writing=False), self.text: text, place: self.offered(offer["question"], "subject")}
+
+    def pane(self, writing: bool) -> Changes:
+        """The right pane as it is now; while Panza writes, the text is Panza's and Stop is all that can be pressed."""
+        desk, work = self.desk, self.desk.last.get(DRAFT)
         drafted = bool(desk.draft) and not writing
-        buttons = {b: gr.update(visible=drafted) for b in self.changes.values()}
+        buttons = {b: gr.update(visible=drafted, interactive=True) for b in self.changes.values()}
         return buttons | {
-            self.changes["Draft"]: gr.update(visible=not writing),
+            self.changes["Draft"]: gr.update(visible=not writing, interactive=True),
             self.stop: gr.update(visible=writing),
             self.bring_back: gr.update(visible=not writing and bool(desk.before.strip())),
-            self.text: gr.update(value=desk.letter.text, interactive=not writing),
+            self.text: gr.update(value=desk.letter.text, interactive=False) if writing else gr.update(interactive=True),
             self.facts: view.facts(desk.draft, writing, bool(work) and work.stopped.is_set()),
             self.sources: self.looked_at(desk.draft.sources if desk.draft else ()),
-            self.notice: view.notice(work.error if work and work.ended else ""),
+            self.notice: view.notice(work.error if work and work.ended and not writing else ""),
         }
 
     def looked_at(self, ids: tuple[str, ...]) -> str:
@@ -207,11 +240,17 @@ class Writing:
             self._looked_at = ids, view.sources(map(self.desk.assistant.message, ids))
         return self._looked_at[1]
 
-    def swap(self, *fields: str) -> str:
+    def swap(self, *asked: Any) -> dict[str, Any]:
         """Bring back the text before the newest draft."""
-        self.desk.keep(**dict(zip(self.fields, fields, strict=True)))
+        *words, question = asked
+        self.keep_all(dict(zip(LETTER, words, strict=True)))
         self.desk.swap()
-        return self.desk.letter.text
+        return self.offered(question, "text")
+
+
+def land(event: gr.events.Dependency, offer: gr.JSON, fields: dict[str, gr.Textbox]) -> None:
+    """Let the offered words into the fields, each only where the user has not written since the question."""
+    event.then(None, offer, [*fields.values()], js=f"(offer) => panza.land(offer, {[*fields]})", **EVENT)
 
 
 class Mailbox:
@@ -231,19 +270,21 @@ class Mailbox:
                 self.me = gr.Textbox(label="Your own addresses", placeholder="you@example.org", elem_id="me")
                 self.bringing_in = Job(desk, IMPORT, "Import", view.imported)
                 gr.HTML(WHERE)
+                self.offer = gr.JSON(visible=False)
             with gr.Column(elem_classes="card"):
                 gr.HTML(LEARN_WORDS)
                 self.learning = Job(desk, LEARN, "Learn my voice", view.learnt)
 
     def wire(self, page: gr.Blocks, writing: Writing) -> None:
         """Say what happens when. New mail and a new voice show on the writing tab at once."""
-        page.load(self.addresses, None, self.me, **EVENT)
+        known = page.load(self.addresses, self.offer, self.offer, js="() => [-1]", **AT_ONCE)
+        land(known, self.offer, {"me": self.me})
         self.bringing_in.wire(page, self.desk.bring_in, [self.paths, self.me], writing)
         self.learning.wire(page, self.desk.learn, [], writing)
 
-    def addresses(self) -> str | dict[str, Any]:
+    def addresses(self, question: int) -> dict[str, Any]:
         """The user's own addresses, once Panza knows them."""
-        return ", ".join(self.desk.assistant.status().me) or gr.skip()
+        return {"question": question, "words": {"me": ", ".join(self.desk.assistant.status().me)}}
 
 
 class Job:
@@ -255,44 +296,45 @@ class Job:
         self.button = gr.Button(verb, elem_id=word, variant="primary")
         self.stop = gr.Button("Stop", elem_id=f"{word}-stop", visible=False)
         self.shown = gr.HTML(elem_id=f"{word}-progress")
+        self.clicked, self.loaded = gr.State(False), gr.State(False)  # whether these have work to follow
 
     def wire(self, page: gr.Blocks, start: Callable[..., Work], inputs: list, writing: Writing) -> None:
         """start: begins the work from the values of `inputs`."""
-        own = [self.button, self.stop, self.shown]
-        self.button.click(partial(self.begin, start, writing), inputs, [*own, *writing.around], **EVENT)
-        self.stop.click(self.halt, None, self.shown, queue=False, **EVENT)
-        page.load(partial(self.restore, writing), None, [*own, *writing.around], **EVENT)
+        own, around = [self.button, self.stop, self.shown], [*writing.around]
+        for event, begun in (
+            (self.button.click(partial(self.begin, start), inputs, [*own, self.clicked], **AT_ONCE), self.clicked),
+            (page.load(self.restore, None, [*own, self.loaded], **AT_ONCE), self.loaded),
+        ):
+            shown = event.then(self.follow, begun, own, **STREAM)
+            shown.then(partial(self.finish, writing), [begun, writing.search], [*own, *around], **AT_ONCE)
+        self.stop.click(self.desk.stop, None, None, queue=False, **EVENT)
 
-    def begin(self, start: Callable[..., Work], writing: Writing, *inputs: str) -> Iterator[Changes]:
-        """Start, then show how it goes."""
+    def begin(self, start: Callable[..., Work], *inputs: str) -> Changes:
+        """Start the work."""
         try:
-            work = start(*inputs)
+            start(*inputs)
         except UserError as mistake:
-            yield {self.shown: view.notice(str(mistake))}
-            return
-        yield from self.follow(work, writing)
+            return {self.shown: view.notice(str(mistake)), self.clicked: False}
+        return {**self.state(running=True), self.clicked: True}
 
-    def restore(self, writing: Writing) -> Iterator[Changes]:
+    def restore(self) -> Changes:
         """The work as it is now, on a page that was just opened."""
-        yield self.state()
-        if self.desk.running(self.name):
-            yield from self.follow(self.desk.last[self.name], writing)
+        running = self.desk.running(self.name)
+        return {**self.state(running), self.loaded: running}
 
-    def follow(self, work: Work, writing: Writing) -> Iterator[Changes]:
-        """Show the progress until the end, then the report and what it changed elsewhere."""
-        yield self.state()
-        for _ in work.follow(every=0.2):
-            yield self.state()
-        yield {**self.state(), **writing.surroundings()}
+    def follow(self, begun: bool) -> Iterator[Changes]:
+        """Show the progress until the end."""
+        yield self.state(running=True) if begun else gr.skip()
+        for _ in self.desk.last[self.name].follow(every=0.2) if begun else ():
+            yield self.state(running=True)
 
-    def halt(self) -> str:
-        """Stop at the next step."""
-        self.desk.stop()
-        return view.progress(self.desk.last[self.name])
+    def finish(self, writing: Writing, begun: bool, query: str) -> Changes:
+        """Show the report and what the work changed elsewhere."""
+        return {**self.state(running=False), **writing.surroundings(query)} if begun else gr.skip()
 
-    def state(self) -> Changes:
+    def state(self, running: bool) -> Changes:
         """Button, progress or report as they are now."""
-        work, running = self.desk.last.get(self.name), self.desk.running(self.name)
+        work = self.desk.last.get(self.name)
         shown = "" if work is None else view.progress(work) if running else self._ended(work)
         return {self.button: gr.update(visible=not running), self.stop: gr.update(visible=running), self.shown: shown}
 

@@ -44,7 +44,7 @@ HEADERS = {
     "cross-origin-opener-policy": "same-origin",
     "cross-origin-resource-policy": "same-origin",
 }
-ASSETS = {"panza.css": "text/css", "panza.js": "text/javascript", "favicon.ico": "image/svg+xml"}
+ASSETS = {"panza.css": "text/css", "favicon.ico": "image/svg+xml"}
 
 
 @dataclass(frozen=True)

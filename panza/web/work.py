@@ -82,6 +82,13 @@ class Work:
             self._version += 1
             self._changed.notify_all()
 
+    def stop(self) -> None:
+        """Ask for an early end; followers see at once that it was asked."""
+        with self._changed:
+            self.stopped.set()
+            self._version += 1
+            self._changed.notify_all()
+
     def progress(self) -> Callable[[int, int, str], None]:
         """A panza.types.Progress that shows Steps and raises Stopped once the user has asked for it."""
         pace = Pace()

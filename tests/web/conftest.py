@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fake_assistant import Writer, mails
+from fake_assistant import Held, Writer, mails
+from person import settle
 from serving import Egress, running
 
 from panza.home import open_home
@@ -32,6 +33,12 @@ def egress() -> Egress:
 def writer(tmp_path: Path) -> Writer:
     """The fake assistant with a small mailbox."""
     return Writer(open_home(tmp_path / "home"), mails())
+
+
+@pytest.fixture
+def held(tmp_path: Path) -> Held:
+    """The same, but its looks at mail wait at gates."""
+    return Held(open_home(tmp_path / "home"), mails())
 
 
 @pytest.fixture
@@ -86,3 +93,11 @@ def visit(chromium: Any) -> Iterator[Callable[..., Any]]:
         context.close()
     assert foreign == [], "the page asked another host"
     assert errors == [], "a script on the page failed"
+
+
+@pytest.fixture
+def page(serve: Callable, visit: Callable, writer: Writer) -> Any:
+    """The page of `writer`, loaded."""
+    page = visit(serve(writer))
+    settle(page)
+    return page

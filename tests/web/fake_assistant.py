@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from panza.home import Home
 from panza.mail import ImportReport
@@ -168,3 +169,19 @@ class Writer:
             body.append(fillers.pop())
         text = " ".join(body) + (f"\n\nBest,\n{ME.name.split()[0]}" if request.length != "very short" else "")
         return [word + " " for word in text.split(" ")[:-1]] + [text.split(" ")[-1]]
+
+
+class Held(Writer):
+    """Its searches wait at one gate, its looks at a mail at another."""
+
+    def __init__(self, *given: Any):
+        super().__init__(*given)
+        self.searching, self.opening = Gate(), Gate()
+
+    def inbox(self, query: str = "", limit: int = 50) -> list[Message]:
+        self.searching.step()
+        return super().inbox(query, limit)
+
+    def message(self, message_id: str) -> Message:
+        self.opening.step()
+        return super().message(message_id)

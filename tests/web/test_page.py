@@ -11,67 +11,22 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from fake_assistant import EVIL, Gate, Writer, mails
+from fake_assistant import EVIL, Gate, Held, Writer
+from person import (
+    REVIEW,
+    asking,
+    draft_of,
+    listed,
+    press,
+    say,
+    settle,
+    wait_for_draft,
+    wait_for_list,
+    wait_until_written,
+)
 
 from panza.home import open_home
-from panza.types import DraftRequest, Message
-
-REVIEW = "tell Anna the review moves to Thursday"
-
-
-def settle(page: Any) -> None:
-    """Wait until the page shows the answer to everything that it has asked for."""
-    page.wait_for_function("window.settled()")
-
-
-def draft_of(page: Any) -> str:
-    return page.get_by_label("Draft", exact=True).input_value()
-
-
-def wait_for_draft(page: Any, text: str) -> None:
-    page.wait_for_function("text => document.querySelector('#text textarea').value === text", arg=text)
-
-
-def say(page: Any, words: str) -> None:
-    page.get_by_label("What should it say?").fill(words)
-
-
-def press(page: Any, writer: Writer, button: str) -> str:
-    """Press, see Panza write, wait until the draft stands; the draft."""
-    writer.gate.shut()
-    page.get_by_role("button", name=button).click()
-    page.locator("#stop").wait_for()
-    writer.gate.let()
-    return wait_until_written(page)
-
-
-def wait_until_written(page: Any) -> str:
-    page.locator("#again").wait_for()
-    page.wait_for_function("!document.querySelector('#text textarea').disabled")
-    settle(page)
-    return draft_of(page)
-
-
-def listed(page: Any, words: str) -> Any:
-    """The mail with these words in the picker."""
-    return page.locator("#picker label").filter(has_text=words)
-
-
-def wait_for_list(page: Any, mails: int) -> None:
-    """Wait until the picker lists so many mails, below the line for a new one."""
-    page.wait_for_function("n => document.querySelectorAll('#picker label').length === n", arg=mails + 1)
-
-
-def asking(page: Any, words: str) -> Any:
-    """A block that ends once the page has sent the server an event with these words."""
-    return page.expect_request(lambda r: "/queue/join" in r.url and words in (r.post_data or ""))
-
-
-@pytest.fixture
-def page(serve: Callable, visit: Callable, writer: Writer) -> Any:
-    page = visit(serve(writer))
-    settle(page)
-    return page
+from panza.types import DraftRequest
 
 
 def test_a_draft_is_streamed_edited_and_kept(page: Any, writer: Writer):
@@ -152,27 +107,6 @@ def test_the_picker_is_one_group_for_the_keyboard(page: Any):
     page.keyboard.press("ArrowDown")
     page.locator("article.mail").wait_for()
     assert page.locator("#picker input").nth(1).is_checked()
-
-
-class Held(Writer):
-    """Its searches wait at one gate, its looks at a mail at another."""
-
-    def __init__(self, *given: Any):
-        super().__init__(*given)
-        self.searching, self.opening = Gate(), Gate()
-
-    def inbox(self, query: str = "", limit: int = 50) -> list[Message]:
-        self.searching.step()
-        return super().inbox(query, limit)
-
-    def message(self, message_id: str) -> Message:
-        self.opening.step()
-        return super().message(message_id)
-
-
-@pytest.fixture
-def held(tmp_path: Any) -> Held:
-    return Held(open_home(tmp_path / "home"), mails())
 
 
 def test_a_search_answered_after_a_click_leaves_the_choice_alone(serve: Callable, visit: Callable, held: Held):

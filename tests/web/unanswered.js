@@ -1,4 +1,5 @@
-// Counts the events that the page has asked the server for and not shown the answers of. Listens at fetch; changes nothing.
+// Counts the events that the page has asked the server for and not shown the answers of. Listens at fetch; changes nothing,
+// unless a test sets `window.late`: each message of the server waits for the promise that late(message) returns.
 (() => {
   const fetched = window.fetch;
   const asked = new Set(), answered = new Set();
@@ -19,14 +20,15 @@
   };
 
   const listen = async (...request) => {
-    const response = await fetched(...request), decoder = new TextDecoder();
+    const response = await fetched(...request), decoder = new TextDecoder(), encoder = new TextEncoder();
     let text = "";
-    const pass = (chunk, out) => {
-      out.enqueue(chunk);
-      const lines = (text + decoder.decode(chunk, { stream: true })).split("\n");
-      text = lines.pop();
-      for (const line of lines.filter((line) => line.startsWith("data:"))) {
-        const message = JSON.parse(line.slice(5));
+    const pass = async (chunk, out) => {
+      const parts = (text + decoder.decode(chunk, { stream: true })).split("\n\n");
+      text = parts.pop();
+      for (const part of parts) {
+        const message = JSON.parse(part.slice(5));
+        await window.late?.(message);
+        out.enqueue(encoder.encode(`${part}\n\n`));
         if (message.msg === "process_completed") note(answered, message.event_id);
       }
     };
