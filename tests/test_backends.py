@@ -88,10 +88,18 @@ def test_a_tokenizer_with_more_to_it_is_left_to_transformers(tiny_base: Path, tm
 
 
 def test_templates_see_what_transformers_shows_them(tiny_base: Path):
+    from transformers import AutoTokenizer
+
     tokenizer = PlainTokenizer(tiny_base)
     assert tokenizer.chat_template == CHAT_TEMPLATE
     tokenizer.chat_template = "{{ messages[0] | tojson }} {% for m in messages %}{% break %}{% endfor %}{{ eos_token }}"
     assert tokenizer.apply_chat_template(CHAT[:1]) == '{"role": "system", "content": "You write mail."} <|end|>'
+    tokenizer.chat_template = "{{ bos_token }}{{ pad_token }}{{ unk_token }}"  # Llama 3's begins with its BOS
+    theirs = AutoTokenizer.from_pretrained(tiny_base)
+    theirs.chat_template = tokenizer.chat_template
+    assert (
+        tokenizer.apply_chat_template(CHAT) == theirs.apply_chat_template(CHAT, tokenize=False) == "<|endoftext|>" * 2
+    )
     tokenizer.chat_template = "{{ raise_exception('no system role') }}"
     from jinja2 import TemplateError
 
