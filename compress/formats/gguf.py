@@ -26,10 +26,10 @@ from compress.formats.gguf_types import (
     half_for,
     importance,
     needs_importance,
-    package,
     requantize,
 )
 from compress.formats.gguf_vocabulary import vocabulary
+from compress.llama_cpp import package
 from compress.text import load_tokenizer
 
 Numbers = dict[str, Any]  # by GGUF's keys without the architecture's name
