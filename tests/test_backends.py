@@ -160,8 +160,19 @@ def test_a_damaged_model_is_one_sentence(tiny_base: Path, tmp_path: Path):
 
 
 def test_an_unknown_backend_is_refused(tiny_base: Path):
-    with pytest.raises(UserError, match="'fast' is no backend: choose one of auto, native, torch"):
+    with pytest.raises(UserError, match="'fast' is no backend: choose one of auto, native, torch, llama.cpp"):
         load_for_drafts(str(tiny_base), backend="fast")
+
+
+def test_without_its_package_llama_cpp_is_one_sentence(
+    tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setitem(sys.modules, "llama_cpp", None)  # as if it were not installed
+    (tmp_path / "some.gguf").touch()
+    for base, backend in ((str(tiny_base), "llama.cpp"), (str(tmp_path / "some.gguf"), "auto")):
+        with pytest.raises(UserError, match=r"llama-cpp-python: pip install 'panza\[llama\]'"):
+            load_for_drafts(base, backend=backend, kept=tmp_path / "kept")
+    assert not (tmp_path / "kept").exists()
 
 
 def test_without_kernels_torch_drafts(tiny_base: Path, monkeypatch: pytest.MonkeyPatch):

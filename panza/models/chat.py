@@ -142,6 +142,15 @@ class PlainTokenizer:
         return render(self.chat_template, chat, self._named, values)
 
 
+def open_tokenizer(folder: Path) -> Any:
+    """The tokenizer in a directory, without transformers where that is not needed."""
+    if PlainTokenizer.opens(folder):
+        return PlainTokenizer(folder)
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+
+
 def render(template: str, chat: Chat, named: dict[str, str], values: dict[str, Any]) -> str:
     """The text of the messages, in the environment that transformers gives its templates.
 

@@ -62,6 +62,7 @@ class Status:
     adapter: str
     compressed: str
     indexed: int
+    backend: str = "native"
 
 
 class Gate:
