@@ -109,11 +109,6 @@ def check(folder: Path, hash_of_base: Callable[[], str]) -> None:
         )
 
 
-def weights_hash(folder: Path) -> str:
-    """Names the weights of the adapter in `folder`."""
-    return hashlib.sha256((folder / "adapter_model.safetensors").read_bytes()).hexdigest()
-
-
 HEAD = 512  # values of each tensor that its base's name depends on: large models stay quick
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from panza import dataset, models, playback, smaller, train
-from panza.adapters import read_report, weights_hash
+from panza.adapters import read_report
 from panza.draft import Writer, check
 from panza.home import Home, read_settings, write_json
 from panza.mail import ImportReport, Store, import_mail
@@ -193,10 +193,11 @@ class Assistant:
         return folder if made and all(made.get(k) == v for k, v in self._made_from().items()) else None
 
     def _made_from(self) -> dict[str, Any]:
+        weights = self.adapter / "adapter_model.safetensors" if self.adapter else None
         return {
             "base": models.base_id(self.base),
             "base_hash": models.weights_id(self.base),
-            "adapter": weights_hash(self.adapter) if self.adapter else "",
+            "adapter": hashlib.sha256(weights.read_bytes()).hexdigest() if weights else "",
         }
 
     def _compressed_words(self) -> str:

@@ -104,6 +104,15 @@ def rewrite(weights: Path) -> None:
     save_file({name: 2 * tensor for name, tensor in load_file(weights).items()}, weights, metadata={"format": "pt"})
 
 
+def test_other_settings_of_the_same_weights_are_another_file(tiny_base: Path, tmp_path: Path):
+    folder = shutil.copytree(tiny_base, tmp_path / "base")
+    before = text(opened(folder, tmp_path / "kept"))
+    config = json.loads((folder / "config.json").read_text())
+    config["rope_parameters"] = {"rope_type": "linear", "factor": 8.0, "rope_theta": 10000.0}
+    (folder / "config.json").write_text(json.dumps(config))
+    assert text(opened(folder, tmp_path / "kept")) == text(load(str(folder))) != before
+
+
 def test_an_interrupted_write_leaves_no_file(tiny_base: Path, tmp_path: Path):
     folder = shutil.copytree(tiny_base, tmp_path / "base")
     config = json.loads((folder / "config.json").read_text())

@@ -7,6 +7,7 @@ only to write.
 from __future__ import annotations
 
 import ctypes
+import hashlib
 import os
 import threading
 from collections.abc import Callable, Iterator
@@ -113,13 +114,10 @@ def open_gguf(file: Path, name: str) -> LlamaModel:
 def open_written(folder: Path, adapter: Path | None, name: str, kept: Path) -> LlamaModel:
     """The model in a directory, with an adapter merged into it, from the GGUF file in `kept` that is written if need be.
 
-    The file is named after both weights. Raises UserError, or CompressError for what llama.cpp has no place for.
+    Raises UserError, or CompressError for what llama.cpp has no place for.
     """
     package()
-    base = adapters.base_hash_of(folder)
-    if adapter is not None:
-        adapters.check(adapter, lambda: base)
-    file = kept / f"{base}-{adapters.weights_hash(adapter)[:32] if adapter else 'base'}.gguf"
+    file = kept / f"{_content(folder, adapter)}.gguf"
     if not file.exists():
         _write(folder, adapter, file)
     chat_tokenizer = ChatTokenizer(open_tokenizer(folder))
@@ -127,6 +125,17 @@ def open_written(folder: Path, adapter: Path | None, name: str, kept: Path) -> L
     os.utime(file)
     _keep_latest(kept)
     return model
+
+
+def _content(folder: Path, adapter: Path | None) -> str:
+    """Names the weights and settings of a model with its adapter. Raises UserError if the adapter is not of this model."""
+    base = adapters.base_hash_of(folder)
+    digest = hashlib.sha256(base.encode() + (folder / "config.json").read_bytes())
+    if adapter is not None:
+        adapters.check(adapter, lambda: base)
+        for name in ("adapter_model.safetensors", "adapter_config.json"):
+            digest.update((adapter / name).read_bytes())
+    return digest.hexdigest()[:32]
 
 
 def _write(folder: Path, adapter: Path | None, file: Path) -> None:
@@ -222,7 +231,7 @@ class GgufTokenizer:
     def _piece(self, token: int) -> bytes:
         """The bytes that a token stands for."""
         if token not in self._pieces:
-            room = 4 * len(self._written(token)) + 8  # a byte may be written as several
+            room = 32 * len(self._written(token)) + 32  # llama.cpp spells bytes out that it does not know
             raw = ctypes.create_string_buffer(room)
             size = self._llama_cpp.llama_token_to_piece(self._vocab, token, raw, room, 0, False)
             assert size >= 0, f"token {token} has more than {room} bytes"
