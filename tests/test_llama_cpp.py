@@ -113,6 +113,36 @@ def test_other_settings_of_the_same_weights_are_another_file(tiny_base: Path, tm
     assert text(opened(folder, tmp_path / "kept")) == text(load(str(folder))) != before
 
 
+def test_a_tokenizer_that_llama_cpp_would_split_otherwise_is_no_hindrance(tiny_base: Path, tmp_path: Path):
+    folder = shutil.copytree(tiny_base, tmp_path / "base")
+    tokenizer = json.loads((folder / "tokenizer.json").read_text())
+    tokenizer["pre_tokenizer"] = {
+        "type": "Sequence",
+        "pretokenizers": [{"type": "Split", "pattern": {"Regex": "."}, "behavior": "Isolated", "invert": False}]
+        + [tokenizer["pre_tokenizer"] | {"use_regex": False}],
+    }
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+    ours, theirs = opened(folder, tmp_path / "kept"), load(str(folder))
+    assert len(ours.encode(CHAT)) > len(load(str(tiny_base)).encode(CHAT)) and text(ours) == text(theirs)
+
+
+def test_long_positions_wait_for_long_prompts(tiny_base: Path, tmp_path: Path):
+    """llama.cpp takes the factors of a longer context for short prompts too, if there is room for long ones."""
+    from transformers import AutoTokenizer, Phi3Config, Phi3ForCausalLM
+
+    factors = {"long_factor": [4.0] * 6, "short_factor": [1.0] * 6, "original_max_position_embeddings": 256}
+    sizes = {"vocab_size": 500, "hidden_size": 48, "intermediate_size": 96, "num_hidden_layers": 2, "pad_token_id": 0}
+    config = Phi3Config(
+        num_attention_heads=4, max_position_embeddings=1024, original_max_position_embeddings=256, initializer_range=0.3,
+        rope_parameters={"rope_type": "longrope", "rope_theta": 1e4} | factors, **sizes,
+    )  # fmt: skip
+    folder = tmp_path / "base"
+    Phi3ForCausalLM(config).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(tiny_base).save_pretrained(folder)
+    ours = opened(folder, tmp_path / "kept")
+    assert ours.context == 256 and text(ours) == text(load(str(folder)))
+
+
 def test_an_interrupted_write_leaves_no_file(tiny_base: Path, tmp_path: Path):
     folder = shutil.copytree(tiny_base, tmp_path / "base")
     config = json.loads((folder / "config.json").read_text())

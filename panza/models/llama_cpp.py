@@ -148,7 +148,7 @@ def _write(folder: Path, adapter: Path | None, file: Path) -> None:
     net = decode_(load_model(folder))
     net = adapters.merged(net, adapter) if adapter else net
     file.parent.mkdir(parents=True, exist_ok=True)
-    export_gguf(net, folder, file, half_for(net.parameters()))
+    export_gguf(net, folder, file, half_for(net.parameters()), alike=0.0)  # llama.cpp will split no text
 
 
 def _keep_latest(kept: Path) -> None:
@@ -159,18 +159,33 @@ def _keep_latest(kept: Path) -> None:
 
 
 def _load(file: Path) -> Any:
-    """A llama_cpp.Llama that is silent. Raises UserError for a file that llama.cpp does not read."""
+    """A llama_cpp.Llama that is silent, with the context that drafts may take. Raises UserError."""
+    from compress.runtime import MOST_CONTEXT
+
+    llama = _opened(file, MOST_CONTEXT)
+    short = _short_context(llama.metadata)
+    return llama if short >= llama.n_ctx() else _opened(file, short)
+
+
+def _short_context(numbers: dict[str, str]) -> int:
+    """Tokens for which a model with "longrope" has factors of their own: llama.cpp uses these for no longer context alone."""
+    scaling = f"{numbers['general.architecture']}.rope.scaling"
+    before = numbers.get(f"{scaling}.original_context_length")
+    return int(before) if before and numbers.get(f"{scaling}.type", "longrope") == "longrope" else 1 << 30
+
+
+def _opened(file: Path, context: int) -> Any:
+    """Raises UserError for a file that llama.cpp does not read."""
     from jinja2 import TemplateError
 
     from compress.llama_cpp import complaints
     from compress.native import cores
-    from compress.runtime import MOST_CONTEXT
 
     threads = {"n_threads": cores(), "n_threads_batch": cores()}
     said = complaints()
     said.clear()
     try:
-        return package().Llama(str(file), n_ctx=MOST_CONTEXT, verbose=False, **threads)
+        return package().Llama(str(file), n_ctx=context, verbose=False, **threads)
     except (ValueError, TemplateError) as error:
         why = said[0].strip().removeprefix("llama_model_load: error loading model: ") if said else str(error)
         raise UserError(f"'{file}' holds no model that llama.cpp reads: {why}.") from error
