@@ -92,6 +92,17 @@ def quantized_layers(model: nn.Module) -> dict[str, QuantizedLinear | QuantizedE
     return {n: m for n, m in model.named_modules() if isinstance(m, QuantizedLinear | QuantizedEmbedding)}
 
 
+def decode_(model: nn.Module) -> nn.Module:
+    """Put plain layers in the place of the compressed ones, embedding and head apart: these take a merged adapter."""
+    for name, layer in quantized_layers(model).items():
+        if isinstance(layer, QuantizedLinear) and layer is not model.get_output_embeddings():
+            plain = nn.Linear(layer.in_features, layer.out_features, layer.bias is not None, device="meta")
+            plain.weight, plain.bias = nn.Parameter(layer.decoded(), requires_grad=False), layer.bias
+            owner, _, leaf = name.rpartition(".")
+            setattr(model.get_submodule(owner), leaf, plain)
+    return model
+
+
 @contextmanager
 def holding(module: nn.Module) -> Iterator[None]:
     """Inside, compressed layers keep their decoded weights."""

@@ -89,6 +89,15 @@ def attach_saved(net: Any, folder: Path) -> Any:
     return PeftModel.from_pretrained(net, str(folder), local_files_only=True)
 
 
+def merged(net: Any, folder: Path) -> Any:
+    """`net` with the adapter in `folder` added to its weights, none of which may be compressed where the adapter is."""
+    from peft import PeftModel
+
+    learner = PeftModel.from_pretrained(net, str(folder), local_files_only=True)
+    learner.merge_adapter()
+    return learner.unload()  # merge_and_unload would untie ends that are compressed
+
+
 def check(folder: Path, hash_of_base: Callable[[], str]) -> None:
     """Raises UserError if there is no adapter in `folder`, or one that was trained on other weights than the base's."""
     if not (folder / "adapter_model.safetensors").exists():

@@ -37,12 +37,13 @@ class Status:
     adapter: str  # "" if there is none; else what it was trained on, in words
     compressed: str  # "" if drafts run on the whole model; else how it was made smaller
     indexed: int
+    backend: str  # what drafts run on; "" while the first one decides it
 
 
 class Assistant:
     """One user's Panza: a home folder, a base model, and what has been learnt.
 
-    base: "" for the embedded model, a directory or a hub name; None for the one used last. It is remembered in the
+    base: "" for the embedded model, a directory, a hub name or a GGUF file; None for the one used last. It is remembered in the
     home's settings once it has been loaded. Each base has an adapter of its own. backend: what runs drafts, see
     `models.load_for_drafts`; `why_not_native` says why that is not the native one.
     """
@@ -73,7 +74,14 @@ class Assistant:
             adapter=trained,
             compressed=self._compressed_words(),
             indexed=self.retriever.count(),
+            backend=self._runs_on,
         )
+
+    @property
+    def _runs_on(self) -> str:
+        if "drafts" in self._models:
+            return self._models["drafts"][1].backend
+        return "llama.cpp" if models.is_gguf(self.base) else self.backend.replace("auto", "")
 
     # Mail in
 
@@ -126,6 +134,7 @@ class Assistant:
         """Fine-tune a LoRA adapter on the playback pairs; returns the report that lies beside it."""
         began = time.monotonic()
         config = config or TrainConfig()
+        models.check_learns(self.base)
         split = self.split(config)
         self.index(progress)
         self._models.clear()  # two models at once may be too much for a laptop
@@ -244,7 +253,8 @@ class Assistant:
 
         def load(folder: Path | None) -> models.Model:
             base, folder = (str(small), None) if small else (self.base, folder)
-            model, self.why_not_native = models.load_for_drafts(base, folder, self._fetch, self.backend)
+            kept = self.home.models / "gguf"
+            model, self.why_not_native = models.load_for_drafts(base, folder, self._fetch, self.backend, kept)
             return model
 
         return self._kept("drafts", adapter, load, small)
@@ -375,6 +385,6 @@ class Assistant:
 
 
 def _absolute(base: str) -> str:
-    """A directory by its full path, so that it is found from anywhere; a hub name as it is."""
+    """A directory or GGUF file by its full path, so that it is found from anywhere; a hub name as it is."""
     path = Path(base).expanduser()
-    return str(path.resolve()) if base and path.is_dir() else base
+    return str(path.resolve()) if base and (path.is_dir() or models.is_gguf(base)) else base

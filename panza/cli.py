@@ -44,12 +44,15 @@ err = Console(stderr=True)
 Home = Annotated[Path | None, typer.Option("--home", help="Folder that holds everything; $PANZA_HOME otherwise.")]
 Base = Annotated[
     str | None,
-    typer.Option("--base", help="Hugging Face directory or hub name; '' for the embedded model. Remembered."),
+    typer.Option(
+        "--base",
+        help="Hugging Face directory, hub name, or .gguf file to draft with; '' for the embedded model. Remembered.",
+    ),
 ]
 Backend = Annotated[
     str,
     typer.Option(
-        help="What runs drafts: native (Panza's own kernels), torch, or auto: native for the models it knows."
+        help="What runs drafts: native (Panza's own kernels), torch, llama.cpp, or auto: native for the models it knows."
     ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
@@ -252,13 +255,14 @@ def draft(
             print(last.text[len(shown) :], end="", flush=True)
             shown = last.text
     keys = ("text", "subject", "sources", "tokens", "seconds", "first_token_seconds")
+    drafted_on = panza.drafting_model(adapter).backend
     if as_json:
-        print(json.dumps({k: getattr(last, k) for k in keys}, ensure_ascii=False))
+        print(json.dumps({k: getattr(last, k) for k in keys} | {"backend": drafted_on}, ensure_ascii=False))
         return
     print()
     err.print(f"\nSubject: {last.subject}", style="dim", markup=False, highlight=False)
-    if panza.why_not_native:
-        err.print(f"Drafted with torch: {panza.why_not_native}.", style="dim", markup=False, highlight=False)
+    why = f": {panza.why_not_native}" if panza.why_not_native else ""
+    err.print(f"Drafted on the {drafted_on} backend{why}.", style="dim", markup=False, highlight=False)
     for source in last.sources:
         m = panza.message(source)
         err.print(

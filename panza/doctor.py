@@ -73,7 +73,7 @@ def examine(model: Model, why_not_native: str) -> Report:
         threads=native.cores(),
         gb_per_s=bandwidth,
         model=model.name,
-        backend="native" if runtime else "torch",
+        backend=model.backend,
         why_not_native=why_not_native,
         megabytes_per_token=weights / 1e6 if weights else None,
         prompt_tokens_per_s=prompt_speed,

@@ -88,10 +88,18 @@ def test_a_tokenizer_with_more_to_it_is_left_to_transformers(tiny_base: Path, tm
 
 
 def test_templates_see_what_transformers_shows_them(tiny_base: Path):
+    from transformers import AutoTokenizer
+
     tokenizer = PlainTokenizer(tiny_base)
     assert tokenizer.chat_template == CHAT_TEMPLATE
     tokenizer.chat_template = "{{ messages[0] | tojson }} {% for m in messages %}{% break %}{% endfor %}{{ eos_token }}"
     assert tokenizer.apply_chat_template(CHAT[:1]) == '{"role": "system", "content": "You write mail."} <|end|>'
+    tokenizer.chat_template = "{{ bos_token }}{{ pad_token }}{{ unk_token }}"  # Llama 3's begins with its BOS
+    theirs = AutoTokenizer.from_pretrained(tiny_base)
+    theirs.chat_template = tokenizer.chat_template
+    assert (
+        tokenizer.apply_chat_template(CHAT) == theirs.apply_chat_template(CHAT, tokenize=False) == "<|endoftext|>" * 2
+    )
     tokenizer.chat_template = "{{ raise_exception('no system role') }}"
     from jinja2 import TemplateError
 
@@ -152,8 +160,19 @@ def test_a_damaged_model_is_one_sentence(tiny_base: Path, tmp_path: Path):
 
 
 def test_an_unknown_backend_is_refused(tiny_base: Path):
-    with pytest.raises(UserError, match="'fast' is no backend: choose one of auto, native, torch"):
+    with pytest.raises(UserError, match="'fast' is no backend: choose one of auto, native, torch, llama.cpp"):
         load_for_drafts(str(tiny_base), backend="fast")
+
+
+def test_without_its_package_llama_cpp_is_one_sentence(
+    tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setitem(sys.modules, "llama_cpp", None)  # as if it were not installed
+    (tmp_path / "some.gguf").touch()
+    for base, backend in ((str(tiny_base), "llama.cpp"), (str(tmp_path / "some.gguf"), "auto")):
+        with pytest.raises(UserError, match=r"llama-cpp-python: pip install 'panza\[llama\]'"):
+            load_for_drafts(base, backend=backend, kept=tmp_path / "kept")
+    assert not (tmp_path / "kept").exists()
 
 
 def test_without_kernels_torch_drafts(tiny_base: Path, monkeypatch: pytest.MonkeyPatch):

@@ -19,7 +19,8 @@ BELOW = {
     "pretrain": {"app", "tests"},
 }
 
-HEAVY = {"torch", "transformers", "sentence_transformers", "peft", "faiss", "gradio"}  # seconds to import
+# seconds to import
+HEAVY = {"torch", "transformers", "sentence_transformers", "peft", "faiss", "gradio", "llama_cpp", "gguf"}
 
 
 def imported(file: Path) -> set[str]:

@@ -26,10 +26,10 @@ from compress.formats.gguf_types import (
     half_for,
     importance,
     needs_importance,
-    package,
     requantize,
 )
-from compress.formats.gguf_vocabulary import vocabulary
+from compress.formats.gguf_vocabulary import NEAR, vocabulary
+from compress.llama_cpp import package
 from compress.text import load_tokenizer
 
 Numbers = dict[str, Any]  # by GGUF's keys without the architecture's name
@@ -63,12 +63,19 @@ ARCHITECTURES = {  # transformers' model_type
 
 
 def export_gguf(
-    model: nn.Module, source: Path, out: Path, kind: str = "F16", text: Path | None = None, sequences: int = 64
+    model: nn.Module,
+    source: Path,
+    out: Path,
+    kind: str = "F16",
+    text: Path | None = None,
+    sequences: int = 64,
+    alike: float = NEAR,
 ) -> dict[str, Any]:
     """Write the model to the new file `out`, whole or not at all; what its reader should know of it.
 
     source: the directory with the tokenizer. kind: llama.cpp's name of a type. text: weighs the inputs of each layer by
-    what `sequences` of it bring there; for types that need this, the model's own samples serve if there is none.
+    what `sequences` of it bring there; for types that need this, the model's own samples serve if there is none. alike:
+    the least share of tokens that llama.cpp has to split as the tokenizer does; 0 for a reader that brings its own.
     Raises CompressError, naming what llama.cpp has no place for.
     """
     if out.exists():
@@ -78,7 +85,7 @@ def export_gguf(
         raise CompressError(f"sequences is {sequences}: give 1 or more")
     arch = architecture(model)
     tokenizer, names = load_tokenizer(source), _names(arch, model.config)
-    words, alike = vocabulary(tokenizer, len(model.get_input_embeddings().weight))
+    words, found = vocabulary(tokenizer, len(model.get_input_embeddings().weight), alike)
     numbers, tensors = _numbers(model.config, arch)
     keys = {"general.name": source.resolve().name, **{f"{arch.name}.{k}": v for k, v in numbers.items()}, **words}
     for name, tensor in dense_tensors(model, {}, torch.float32).items():
@@ -94,7 +101,7 @@ def export_gguf(
             with new_file(out.with_name(out.name + ".16"), keep=False) as whole:
                 _write(whole, arch.name, keys, tensors, half_for(tensors.values()))
                 requantize(whole, part, kind, {names(f"{layer}.weight"): x for layer, x in read.items()})
-    return {"type": kind, "pre": words["tokenizer.ggml.pre"], "alike": alike}
+    return {"type": kind, "pre": words["tokenizer.ggml.pre"], "alike": found}
 
 
 def architecture(model: nn.Module) -> Architecture:

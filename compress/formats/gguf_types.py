@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Iterable, Mapping
-from functools import cache, partial
-from importlib import import_module
+from functools import partial
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -20,20 +18,11 @@ from torch import Tensor, nn
 from compress.blocks import find_blocks
 from compress.errors import CompressError
 from compress.linear import holding
+from compress.llama_cpp import complaints, package
 from compress.text import own_samples, token_sequences
 
 PLAIN_TYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}  # these need no llama.cpp
-PACKAGES = {"gguf": "gguf", "llama_cpp": "llama-cpp-python"}
 LENGTH = 512  # tokens of a sequence of calibration, if the model reads as many
-ERROR = 3  # ggml's log level
-
-
-def package(name: str) -> ModuleType:
-    """The module of an optional package. Raises CompressError, saying what to install."""
-    try:
-        return import_module(name)
-    except (ImportError, OSError, RuntimeError) as error:  # the last two: its library does not load
-        raise CompressError(f"this needs the package {PACKAGES[name]}: pip install 'panza[llama]'") from error
 
 
 def file_types() -> dict[str, int]:
@@ -95,7 +84,7 @@ def importance(model: nn.Module, ids: Tensor) -> dict[str, Tensor]:
 def requantize(source: Path, out: Path, kind: str, read: Mapping[str, Tensor]) -> None:
     """Let llama.cpp write the GGUF file `source` as another type. read: tensor -> (D,), see `importance`; may be empty."""
     llama_cpp = package("llama_cpp")
-    said = _listen()
+    said = complaints()
     said.clear()
     params = llama_cpp.llama_model_quantize_default_params()
     params.ftype, params.nthread = check_type(kind), torch.get_num_threads()
@@ -108,18 +97,3 @@ def requantize(source: Path, out: Path, kind: str, read: Mapping[str, Tensor]) -
     if llama_cpp.llama_model_quantize(str(source).encode(), str(out).encode(), ctypes.byref(params)):
         why = said[-1].strip() if said else "it does not say why"
         raise CompressError(f"llama.cpp makes no {kind} of this model: {why}")
-
-
-@cache
-def _listen() -> list[str]:
-    """llama.cpp's complaints from here on; the rest of what it tells is dropped."""
-    llama_cpp, said = package("llama_cpp"), []
-
-    @llama_cpp.llama_log_callback
-    def hear(level: int, text: bytes, _: Any) -> None:
-        if level == ERROR:
-            said.append(text.decode("utf-8", "replace"))
-
-    llama_cpp.llama_log_set(hear, ctypes.c_void_p(0))
-    _listen.kept = hear  # C holds no reference
-    return said

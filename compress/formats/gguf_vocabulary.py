@@ -57,16 +57,17 @@ PROBES = (
 )
 
 
-def vocabulary(tokenizer: Any, rows: int) -> tuple[dict[str, Any], float]:
+def vocabulary(tokenizer: Any, rows: int, near: float = NEAR) -> tuple[dict[str, Any], float]:
     """GGUF's keys for a transformers tokenizer, and the share of the probes' tokens that llama.cpp splits alike.
 
-    rows: of the embedding, at least one for each token. Raises CompressError for a kind that llama.cpp does not have.
+    rows: of the embedding, at least one for each token. near: the least share. Raises CompressError for a kind that
+    llama.cpp does not have.
     """
     written = json.loads(_backend(tokenizer).to_str())
     if _byte_fallback(written):
         made, alike = _sentencepiece(tokenizer, written, rows), 1.0
     elif written["model"].get("type") == "BPE" and "ByteLevel" in _kinds(written["pre_tokenizer"]):
-        made, alike = _byte_level(tokenizer, written)
+        made, alike = _byte_level(tokenizer, written, near)
     else:
         raise CompressError(
             "the model's tokenizer is neither byte-level BPE nor SentencePiece's BPE, as llama.cpp needs"
@@ -128,9 +129,9 @@ def _placed(encoding: Any) -> Iterator[tuple[int, tuple[int, int]]]:
     return zip(encoding.ids, encoding.offsets, strict=True)
 
 
-def _byte_level(tokenizer: Any, written: dict[str, Any]) -> tuple[dict[str, Any], float]:
+def _byte_level(tokenizer: Any, written: dict[str, Any], near: float) -> tuple[dict[str, Any], float]:
     pre, alike = nearest(_backend(tokenizer))
-    if alike < NEAR:
+    if alike < near:
         raise CompressError(
             f"none of llama.cpp's pre-tokenizers splits text as this tokenizer does: the nearest, '{pre}', "
             f"has {alike:.0%} of its tokens ({', '.join(SPLITTINGS)} were tried)"

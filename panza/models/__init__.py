@@ -22,27 +22,35 @@ from panza.types import UserError
 
 __all__ = [
     "ChatTokenizer", "Completion", "Model", "Sampling", "TorchModel",
-    "base_id", "choose", "complete_batch", "generate_batch", "folder", "hub_allowed", "load", "load_base", "load_for_drafts", "settle_libraries",
+    "base_id", "check_learns", "choose", "complete_batch", "generate_batch", "folder", "hub_allowed", "is_gguf", "load", "load_base",
+    "load_for_drafts", "settle_libraries",
 ]  # fmt: skip
 
 EMBEDDED = shipped("base")
 COMPRESSED = ("rows8.safetensors", "compressed.safetensors")  # files of the models that `compress` writes
 
 
-BACKENDS = ("auto", "native", "torch")
+BACKENDS = ("auto", "native", "torch", "llama.cpp")
 
 
 def load_for_drafts(
-    base: str = "", adapter: Path | None = None, fetch: bool = False, backend: str = "auto"
+    base: str = "",
+    adapter: Path | None = None,
+    fetch: bool = False,
+    backend: str = "auto",
+    kept: Path | None = None,
 ) -> tuple[Model, str]:
-    """(the model to draft with, why it is not the native one or ""). base, adapter, fetch: as in `load`.
+    """(the model to draft with, why it is not the native one or ""). adapter, fetch: as in `load`.
 
-    backend: "native", "torch", or "auto": native for what it knows, torch for the rest and where there is a GPU.
-    Raises UserError for a backend that cannot run this model.
+    base: as in `load`, or a GGUF file, which llama.cpp runs. backend: "native", "torch", "llama.cpp", or "auto": native
+    for what it knows, torch for the rest and where there is a GPU. kept: the folder for the files that llama.cpp needs
+    of other models. Raises UserError for a backend that cannot run this model.
     """
     if backend not in BACKENDS:
         raise UserError(f"'{backend}' is no backend: choose one of {', '.join(BACKENDS)}.")
     settle_libraries()
+    if is_gguf(base) or backend == "llama.cpp":
+        return _load_llama_cpp(base, adapter, fetch, backend, kept), ""
     if backend == "torch" or (backend == "auto" and _has_gpu()):
         return load(base, adapter, fetch), ""
     from compress.errors import CompressError
@@ -62,6 +70,38 @@ def load_for_drafts(
         return load(base, adapter, fetch), str(error)
     except CompressError as error:
         raise UserError(f"{error}.") from error
+
+
+def _load_llama_cpp(base: str, adapter: Path | None, fetch: bool, backend: str, kept: Path | None) -> Model:
+    from compress.errors import CompressError
+    from panza.models.llama_cpp import open_gguf, open_written, package
+
+    if is_gguf(base):
+        if backend not in ("auto", "llama.cpp"):
+            raise UserError(f"'{base}' is a GGUF file, which llama.cpp runs, not {backend}: leave --backend out.")
+        if adapter is not None:
+            raise UserError(f"'{base}' is a GGUF file, to which no adapter can be attached: draft with --no-adapter.")
+        return open_gguf(Path(base).expanduser(), base_id(base))
+    package()  # said before anything is fetched
+    if (place := folder(base)) is None:
+        load_base(base, fetch)
+        place = folder(base)
+    assert place is not None and kept is not None, "llama.cpp needs files on this computer"
+    try:
+        return open_written(place, adapter, base_id(base), kept)
+    except CompressError as error:
+        raise UserError(f"The llama.cpp backend cannot run this: {error}.") from error
+
+
+def is_gguf(base: str) -> bool:
+    """Whether `base` names a GGUF file."""
+    return base.lower().endswith(".gguf") and not Path(base).expanduser().is_dir()
+
+
+def check_learns(base: str) -> None:
+    """Raises UserError for a base that can only draft."""
+    if is_gguf(base):
+        raise UserError(f"'{base}' is a GGUF file, which only drafts: for this give --base a Hugging Face model or ''.")
 
 
 def folder(base: str) -> Path | None:
@@ -138,6 +178,7 @@ _LOAD_ERRORS = (OSError, ValueError, KeyError, ImportError, RuntimeError, Attrib
 
 def _place(base: str) -> str:
     """The directory or hub name that `base` means. Raises UserError if it can be neither."""
+    check_learns(base)
     path = Path(base).expanduser() if base else EMBEDDED
     if path.is_dir():
         return str(path)

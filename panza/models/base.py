@@ -25,6 +25,7 @@ class Model(Protocol):
     """What drafting needs of a backend."""
 
     name: str
+    backend: str  # what runs it
     context: int  # tokens that prompt and answer may take together
 
     def encode(self, chat: Chat) -> list[int]:

@@ -107,13 +107,14 @@ class PlainTokenizer:
 
         self._tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
         config = _config(folder)
-        names = {name: _content(config.get(f"{name}_token")) for name in ("bos", "eos", "pad")}
-        self.eos_token = names["eos"]
-        self.bos_token_id, self.eos_token_id, self.pad_token_id = (
-            None if text is None else self._tokenizer.token_to_id(text) for text in names.values()
+        named = {name: _content(config.get(f"{name}_token")) for name in ("bos", "eos", "pad", "unk")}
+        self._named = {name: text for name, text in named.items() if text}
+        self.eos_token = named["eos"]
+        self.bos_token_id, self.eos_token_id, self.pad_token_id, _ = (
+            None if text is None else self._tokenizer.token_to_id(text) for text in named.values()
         )
         more = [_content(t) for t in config.get("additional_special_tokens") or ()]
-        self.all_special_tokens = [t for t in (*names.values(), *more) if t]
+        self.all_special_tokens = [t for t in (*self._named.values(), *more) if t]
         template = folder / "chat_template.jinja"
         self.chat_template = template.read_text(encoding="utf-8") if template.is_file() else config.get("chat_template")
         self._added = {t.content: i for i, t in self._tokenizer.get_added_tokens_decoder().items()}
@@ -138,15 +139,31 @@ class PlainTokenizer:
         return self._tokenizer.decode(ids, skip_special_tokens=skip_special_tokens)
 
     def apply_chat_template(self, chat: Chat, tokenize: bool = False, **values: Any) -> str:
-        """The text of the messages, in the environment that transformers gives its templates."""
-        from jinja2.ext import loopcontrols
-        from jinja2.sandbox import ImmutableSandboxedEnvironment
+        return render(self.chat_template, chat, self._named, values)
 
-        made = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols])
-        made.filters["tojson"] = lambda value, indent=None: json.dumps(value, ensure_ascii=False, indent=indent)
-        made.globals["raise_exception"] = _refuse
-        specials = {f"{name}_token": token for name, token in (("eos", self.eos_token),) if token}
-        return made.from_string(self.chat_template).render(messages=chat, **specials, **values)
+
+def open_tokenizer(folder: Path) -> Any:
+    """The tokenizer in a directory, without transformers where that is not needed."""
+    if PlainTokenizer.opens(folder):
+        return PlainTokenizer(folder)
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+
+
+def render(template: str, chat: Chat, named: dict[str, str], values: dict[str, Any]) -> str:
+    """The text of the messages, in the environment that transformers gives its templates.
+
+    named: special tokens by their short names: bos, eos, ...
+    """
+    from jinja2.ext import loopcontrols
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    made = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols])
+    made.filters["tojson"] = lambda value, indent=None: json.dumps(value, ensure_ascii=False, indent=indent)
+    made.globals["raise_exception"] = _refuse
+    specials = {f"{name}_token": text for name, text in named.items()}
+    return made.from_string(template).render(messages=chat, **specials, **values)
 
 
 def _refuse(message: str) -> None:

@@ -15,6 +15,8 @@ from panza.prompt import Chat
 class TorchModel:
     """The transformers backend: any causal LM, CPU or GPU."""
 
+    backend = "torch"
+
     def __init__(self, net: Any, chat_tokenizer: ChatTokenizer, name: str) -> None:
         self.net, self.chat_tokenizer, self.name = net, chat_tokenizer, name
         self.context = int(getattr(net.config, "max_position_embeddings", 2048))

@@ -7,12 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from panza.models.base import Sampling, pieces, room_for_answer
-from panza.models.chat import ChatTokenizer, PlainTokenizer
+from panza.models.chat import ChatTokenizer, open_tokenizer
 from panza.prompt import Chat
 
 
 class NativeModel:
     """A `Model` over compress.runtime; see there for the models it knows."""
+
+    backend = "native"
 
     def __init__(self, runtime: Any, chat_tokenizer: ChatTokenizer, name: str, context: int) -> None:
         self.runtime, self.chat_tokenizer, self.name, self.context = runtime, chat_tokenizer, name, context
@@ -35,12 +37,4 @@ def open_native(folder: Path, adapter: Path | None, name: str) -> NativeModel:
     from compress.runtime import load
 
     runtime = load(folder, adapter)
-    return NativeModel(runtime, ChatTokenizer(_tokenizer(folder)), name, runtime.context)
-
-
-def _tokenizer(folder: Path) -> Any:
-    if PlainTokenizer.opens(folder):
-        return PlainTokenizer(folder)
-    from transformers import AutoTokenizer
-
-    return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    return NativeModel(runtime, ChatTokenizer(open_tokenizer(folder)), name, runtime.context)

@@ -69,7 +69,7 @@ def status(s: Any) -> str:
     voice = (
         ("Your voice", s.adapter) if s.adapter else ("Not your voice yet", "Drafts sound neutral until you train it")
     )
-    model = f"{s.base}, {s.compressed}" if s.compressed else s.base
+    model = ", ".join(filter(None, (s.base, s.compressed, s.backend and f"on the {s.backend} backend")))
     rows = [("" if s.mails else "off", *mailbox), ("" if s.adapter else "off", *voice), ("", "Model", model)]
     return '<dl class="status">' + "".join(map(_row, rows)) + "</dl>"
 

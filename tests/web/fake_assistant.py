@@ -63,6 +63,7 @@ class Status:
     adapter: str
     compressed: str
     indexed: int
+    backend: str = "native"
 
 
 class Gate:
