@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pickle import UnpicklingError
-
 from safetensors import SafetensorError
 
 
@@ -13,4 +11,4 @@ class CompressError(Exception):
 
 # What Python, torch and safetensors raise over a damaged file.
 BROKEN = (OSError, ValueError, KeyError, IndexError, TypeError, AttributeError, RuntimeError, ArithmeticError)
-BROKEN += (AssertionError, EOFError, RecursionError, SafetensorError, UnpicklingError)
+BROKEN += (AssertionError, EOFError, RecursionError, SafetensorError)

@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -30,6 +31,18 @@ def opened(base: str | Path, kept: Path | None = None, adapter: Path | None = No
 
 def text(model: models.Model, chat: list[dict[str, str]] = CHAT, **how: float) -> str:
     return "".join(model.generate(chat, Sampling(**{"max_tokens": 12} | how), lambda: False))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_core() -> Iterator[None]:
+    """llama.cpp's threads spin while they wait: beside other work two take many times as long as one."""
+    if not hasattr(os, "sched_setaffinity"):
+        yield
+        return
+    allowed = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {max(allowed)})
+    yield
+    os.sched_setaffinity(0, allowed)
 
 
 @pytest.fixture(scope="module")
