@@ -255,13 +255,13 @@ def draft(
             print(last.text[len(shown) :], end="", flush=True)
             shown = last.text
     keys = ("text", "subject", "sources", "tokens", "seconds", "first_token_seconds")
-    drafted_on = panza.drafting_model(adapter).backend
     if as_json:
-        print(json.dumps({k: getattr(last, k) for k in keys} | {"backend": drafted_on}, ensure_ascii=False))
+        print(json.dumps({k: getattr(last, k) for k in keys}, ensure_ascii=False))
         return
     print()
     err.print(f"\nSubject: {last.subject}", style="dim", markup=False, highlight=False)
     why = f": {panza.why_not_native}" if panza.why_not_native else ""
+    drafted_on = panza.drafting_model(adapter).backend
     err.print(f"Drafted on the {drafted_on} backend{why}.", style="dim", markup=False, highlight=False)
     for source in last.sources:
         m = panza.message(source)

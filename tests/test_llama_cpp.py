@@ -298,7 +298,7 @@ def test_the_verbs_say_what_runs(tiny_base: Path, tiny_gguf: Path, tmp_path: Pat
     assert done.returncode == 0 and "Drafted on the llama.cpp backend." in done.stderr and "llama_" not in done.stderr
     assert [f.suffix for f in (tmp_path / "home" / "models" / "gguf").iterdir()] == [".gguf"]
     done = panza("draft", "yes", "--base", tiny_gguf, "--json")
-    assert json.loads(done.stdout)["backend"] == "llama.cpp" and done.stderr == ""
+    assert json.loads(done.stdout)["tokens"] and done.stderr == ""
     done = panza("doctor", "--json")  # remembered
     report = json.loads(done.stdout)
     assert (report["backend"], report["model"]) == ("llama.cpp", str(tiny_gguf)) and report["tokens_per_s"] > 0
