@@ -61,13 +61,19 @@ def viterbi(target: Any, weight: Any, start: Any, lut: Any, step: int) -> Any:
     return torch.from_numpy(_kernels.viterbi(*numbers, step, pool(torch.get_num_threads())))
 
 
-def linear(weight: Any, bias: Any = None, isa: str = "") -> Any:
-    """A native copy of a QuantizedWeight: `.multiply(x, pool)` is `x @ weight.dense().T + bias`. isa: "" for the best."""
+def linear(weight: Any, bias: Any = None, isa: str = "", exact: bool = True) -> Any:
+    """A native copy of a QuantizedWeight: `.multiply(x, pool)` is `x @ weight.dense().T + bias`. isa: "" for the best.
+
+    Not `exact`: products may round inputs and the weight's table to 8 bits, an error of about a hundredth where a
+    weight of 2 or 3 bits is a tenth or more from what it was made of.
+    """
     arrays = {name: array(tensor) for name, tensor in weight.state_dict().items()}
-    return from_spec(weight.spec(), arrays, None if bias is None else bias.detach().float().cpu().numpy(), isa)
+    return from_spec(weight.spec(), arrays, None if bias is None else bias.detach().float().cpu().numpy(), isa, exact)
 
 
-def from_spec(spec: dict[str, Any], arrays: Arrays, bias: np.ndarray | None = None, isa: str = "") -> Any:
+def from_spec(
+    spec: dict[str, Any], arrays: Arrays, bias: np.ndarray | None = None, isa: str = "", exact: bool = True
+) -> Any:
     """As `linear`, of a weight as it lies in a file: QuantizedWeight.spec() and the tensors of its state by name."""
     N, D = spec["decode"]["padded"]
     if (
@@ -80,7 +86,7 @@ def from_spec(spec: dict[str, Any], arrays: Arrays, bias: np.ndarray | None = No
     zero = _table(spec["decode"]["zero"], "decode.zero", N, D, arrays) if "zero" in spec["decode"] else None
     made = _kernels.Linear(
         *spec["shape"], kind, N, D, numbers, _whole(arrays["decode.codes"]), scale, zero, values, isa,
-        _parts(spec.get("scale"), "scale", arrays), _parts(spec["decode"].get("zero"), "decode.zero", arrays),
+        _parts(spec.get("scale"), "scale", arrays), _parts(spec["decode"].get("zero"), "decode.zero", arrays), exact,
     )  # fmt: skip
     transform = spec["transform"]
     if transform["in_block"] > 1 or transform["out_block"] > 1 or transform["permuted"]:

@@ -126,12 +126,14 @@ NB_MODULE(_kernels, m) {
     nb::class_<Linear>(m, "Linear")
         .def("__init__", [](Linear* self, int outputs, int inputs, const std::string& kind, int N, int D, const std::vector<int>& numbers,
                             const nb::ndarray<nb::numpy, nb::device::cpu, nb::c_contig, nb::ro>& codes, std::optional<Matrix> scale, std::optional<Matrix> zero,
-                            std::optional<Floats> values, const std::string& name, MadeOf scale_parts, MadeOf zero_parts) {
+                            std::optional<Floats> values, const std::string& name, MadeOf scale_parts, MadeOf zero_parts, bool exact) {
             const Isa& isa = chosen(name);
             Tables tables = tables_of(scale, zero, values, scale_parts, zero_parts);
-            new (self) Linear(outputs, inputs, core_of(kind, N, D, numbers, codes, std::move(tables), isa), isa);
+            auto core = core_of(kind, N, D, numbers, codes, std::move(tables), isa);
+            core->exact = exact;
+            new (self) Linear(outputs, inputs, std::move(core), isa);
         }, "outputs"_a, "inputs"_a, "kind"_a, "N"_a, "D"_a, "numbers"_a, "codes"_a, "scale"_a.none() = nb::none(), "zero"_a.none() = nb::none(),
-           "values"_a.none() = nb::none(), "isa"_a = "", "scale_parts"_a.none() = nb::none(), "zero_parts"_a.none() = nb::none())
+           "values"_a.none() = nb::none(), "isa"_a = "", "scale_parts"_a.none() = nb::none(), "zero_parts"_a.none() = nb::none(), "exact"_a = true)
         .def("set_transform", [](Linear& self, int in_block, std::optional<Floats> in_signs, int out_block, std::optional<Floats> out_signs,
                                  std::optional<Array<int32_t>> order) {
             self.set_transform(side_of(in_block, in_signs), side_of(out_block, out_signs), order ? vector_of(*order) : std::vector<int32_t>());

@@ -155,7 +155,7 @@ protected:
 private:
     void multiply_few(const float* x, int tokens, float* y, Pool& pool, const Outliers* outliers) const {
         static thread_local Buffer prepared;
-        const Inputs inputs = prepare({x, tokens, nullptr}, prepared);
+        const Inputs inputs = prepare({x, tokens, nullptr, 0, exact}, prepared);
         const int rows = std::lcm(kind_.rows, BLOCK);
         share((view_.N + rows - 1) / rows, pool, [&](int first, int last) {
             const int from = first * rows, to = std::min(view_.N, last * rows);
@@ -176,7 +176,7 @@ private:
             const int slice = part / shares, share = part % shares;
             const int first = (int)((int64_t)blocks * share / shares) * kind_.rows;
             const int last = std::min(view_.N, (int)((int64_t)blocks * (share + 1) / shares) * kind_.rows);
-            if (first < last) kind_.multiply(view_, prepare({x, tokens, nullptr, slice}, prepared), first, last, sum + slice * size, view_.N);
+            if (first < last) kind_.multiply(view_, prepare({x, tokens, nullptr, slice, exact}, prepared), first, last, sum + slice * size, view_.N);
         });
         std::copy(sum, sum + size, y);
         for (int slice = 1; slice < slices_; slice++) isa_.numerics->add_scaled(y, sum + slice * size, 1, (int)size);

@@ -51,6 +51,8 @@ private:
 // scale ⊙ decode(codes), a (N, D) matrix: the part of compress.weight.QuantizedWeight that is coded.
 class Core {
 public:
+    bool exact = true;  // false: products may round inputs and tables to 8 bits, see Inputs
+
     virtual ~Core() = default;
     virtual int N() const = 0;
     virtual int D() const = 0;

@@ -87,6 +87,7 @@ struct Inputs {
     int tokens;
     const void* prepared;  // what the kind's `prepare` made of x, or null
     int slice = 0;         // of those of the kind's `slices`
+    bool exact = true;     // false: inputs and tables may be rounded to 8 bits, an error of about a hundredth
 };
 
 }  // namespace panza

@@ -74,7 +74,7 @@ static size_t reads(const AdditiveView& w) {
 }
 
 const Kind<AdditiveView> ADDITIVE = {
-    .decode = decode, .takes = takes, .slices = slices, .multiply = multiply, .rows = 64,
+    .decode = decode, .takes = takes, .slices = slices, .multiply = multiply, .rows = 128,
     .prepared = prepared, .prepare = prepare, .packed = packed, .pack = pack, .reads = reads,
 };
 

@@ -168,6 +168,9 @@ static void pack(const GridView& w, void* out) {
     }
 }
 
+// Codes of 8 bits take as long to read as 16 bits of the inputs to multiply.
+static bool exact(const GridView& w, const Inputs& in) { return in.exact || w.bits == 8; }
+
 // Prepared inputs of a token: a Step for each chunk, then for each quad 4 high and 4 low bytes.
 static int quads_of(const Layout& l) {
     if (l.pair) return (l.groups + l.groups % 2) * 4;
@@ -189,7 +192,7 @@ static void prepare(const GridView& w, const Inputs& in, void* out) {
         for (int g = 0; g < l.groups; g++)
             for (int c = 0; c < l.chunks; c++) {
                 const int at = c * l.chunk, count = at + l.chunk < l.width ? l.chunk : l.width - at;
-                *steps++ = round_chunk(in.x + (size_t)t * w.D + g * l.width + at, count, planes);
+                *steps++ = round_chunk(in.x + (size_t)t * w.D + g * l.width + at, count, exact(w, in), planes);
                 planes += 8 * (c + 1 < l.chunks ? quads : last);
             }
     }
@@ -218,11 +221,11 @@ static inline void read_header(const Layout& l, const uint8_t* p, const float* f
 }
 
 // Sums for T tokens of codes of BITS bits, WAYS of each: one addition after the other would wait.
-constexpr int ways(int T) { return !Sum::SLOW || T > 2 ? 1 : 4 / T; }
-template <int BITS, int T, int WAYS> struct Sums {
+constexpr int ways(int T) { return !Sum<true>::SLOW || T > 2 ? 1 : 4 / T; }
+template <int BITS, int T, bool EXACT, int WAYS> struct Sums {
     // Units that may be added before the sums must settle.
-    static constexpr int UNITS = Sum::ROOM / (256 * ((1 << BITS) - 1)) / Unit<BITS>::QUADS;
-    Sum s[T][WAYS];
+    static constexpr int UNITS = Sum<EXACT>::ROOM / (256 * ((1 << BITS) - 1)) / Unit<BITS>::QUADS;
+    Sum<EXACT> s[T][WAYS];
     template <int QUADS> void add(const I* c, const int8_t* x, size_t stride) {
         for (int k = 0; k < QUADS; k++)
             for (int t = 0; t < T; t++) s[t][k % WAYS].add(c[k], x + t * stride + 8 * k);
@@ -237,7 +240,7 @@ template <int BITS, int T, int WAYS> struct Sums {
             for (int i = 0; i < WAYS; i++) s[t][i].settle();
     }
     F value(int t) const {
-        Sum all = s[t][0];
+        Sum<EXACT> all = s[t][0];
         for (int i = 1; i < WAYS; i++) all.join(s[t][i]);
         return all.value();
     }
@@ -246,9 +249,9 @@ template <int BITS, int T, int WAYS> struct Sums {
 #if defined(__AVX512VBMI__)
 // Codes stay where they are in their bytes, as multiples of 1, 4, 16 and 64: dividing the four sums is less than
 // shifting codes.
-template <> struct Sums<2, 1, 4> {
-    static constexpr int UNITS = Sum::ROOM;
-    Sum s[4];
+template <bool EXACT> struct Sums<2, 1, EXACT, 4> {
+    static constexpr int UNITS = Sum<EXACT>::ROOM;
+    Sum<EXACT> s[4];
     void add_unit(const uint8_t* p, const int8_t* x, size_t) {
         const I v = line(p);
         for (int k = 0; k < 4; k++) s[k].add(both(v, all8(3 << 2 * k)), x + 8 * k);
@@ -259,9 +262,9 @@ template <> struct Sums<2, 1, 4> {
 };
 
 #else
-template <int T> struct Sums<8, T, 1> {  // products of whole bytes do not fit in 16 bits: halves of them do
-    static constexpr int UNITS = Sums<4, T, 1>::UNITS;
-    Sums<4, T, 1> low, high;
+template <int T, bool EXACT> struct Sums<8, T, EXACT, 1> {  // products of whole bytes do not fit in 16 bits: halves of them do
+    static constexpr int UNITS = Sums<4, T, EXACT, 1>::UNITS;
+    Sums<4, T, EXACT, 1> low, high;
     void add_unit(const uint8_t* p, const int8_t* x, size_t stride) {
         I a[4], b[4];
         for (int k = 0; k < 4; k++) {
@@ -307,7 +310,7 @@ template <int T> static inline void add_products(const F* products, F scale, F (
 enum Shape { TWO_GROUPS, ONE_UNIT, MANY_UNITS };
 
 // y += the product of group g of a block, whose stream is at p.
-template <int BITS, int T>
+template <int BITS, int T, bool EXACT>
 static inline void add_group(const Layout& l, const uint8_t* p, const float* front, const Point& at, F (*y)[PARTS]) {
     const int inputs = 4 * Unit<BITS>::QUADS, lines = Unit<BITS>::LINES;
     for (int part = 0; part < PARTS; part++) {
@@ -316,7 +319,7 @@ static inline void add_group(const Layout& l, const uint8_t* p, const float* fro
         for (int t = 0; t < T; t++) products[t] = set1(0);
         const uint8_t* codes = p + l.header + part * (LINE / PARTS);
         for (int c = 0; c < l.chunks; c++) {
-            Sums<BITS, T, ways(T)> sums;
+            Sums<BITS, T, EXACT, ways(T)> sums;
             const size_t first = (size_t)c * l.units;
             add_chunk<BITS>(codes + first * lines * LINE, part == 0, c + 1 < l.chunks ? l.units : l.last_units,
                             at.x + first * inputs * 2, at.stride, sums);
@@ -341,20 +344,20 @@ static inline void finish_group(S& sums, F scale, F zero, const Point& at, int g
 }
 
 // As add_group, of a group of one unit.
-template <int BITS, int T>
+template <int BITS, int T, bool EXACT>
 static inline void add_unit(const Layout& l, const uint8_t* p, const float* front, const Point& at, F (*y)[PARTS]) {
     fetch<Unit<BITS>::LINES>(p);
     for (int part = 0; part < PARTS; part++) {
         F scale, zero;
         read_header(l, p, front, part, scale, zero);
-        Sums<BITS, T, 1> sums;
+        Sums<BITS, T, EXACT, 1> sums;
         sums.add_unit(p + l.header + part * (LINE / PARTS), at.x, at.stride);
         finish_group<T>(sums, scale, zero, at, 0, y, part);
     }
 }
 
 // As add_group, of two groups of 16 inputs with codes of 3 bits.
-template <int T>
+template <int T, bool EXACT>
 static inline void add_pair(const Layout& l, const uint8_t* p, const float* front, const Point& at, F (*y)[PARTS]) {
     fetch<Unit<3>::LINES>(p);
     for (int part = 0; part < PARTS; part++) {
@@ -363,14 +366,14 @@ static inline void add_pair(const Layout& l, const uint8_t* p, const float* fron
         for (int i = 0; i < 2; i++) {
             F scale, zero;
             read_header(l, p + i * l.header, front + i, part, scale, zero);
-            Sums<3, T, 1> sums;
+            Sums<3, T, EXACT, 1> sums;
             sums.template add<4>(c + 4 * i, at.x + 32 * i, at.stride);
             finish_group<T>(sums, scale, zero, at, i, y, part);
         }
     }
 }
 
-template <int BITS, int T, Shape SHAPE>
+template <int BITS, int T, bool EXACT, Shape SHAPE>
 static void multiply_rows(const GridView& w, const Inputs& in, int first, int last, float* out, int ldy) {
     const Layout l = layout(w);
     constexpr int some = SHAPE == TWO_GROUPS ? 2 : 1;  // groups that go together
@@ -388,9 +391,9 @@ static void multiply_rows(const GridView& w, const Inputs& in, int first, int la
                 read_segment(p, front);
                 p += l.segment_bytes;
             }
-            if constexpr (SHAPE == TWO_GROUPS) add_pair<T>(l, p, front + g % SEGMENT, at, y);
-            else if constexpr (SHAPE == ONE_UNIT) add_unit<BITS, T>(l, p, front + g % SEGMENT, at, y);
-            else add_group<BITS, T>(l, p, front + g % SEGMENT, at, y);
+            if constexpr (SHAPE == TWO_GROUPS) add_pair<T, EXACT>(l, p, front + g % SEGMENT, at, y);
+            else if constexpr (SHAPE == ONE_UNIT) add_unit<BITS, T, EXACT>(l, p, front + g % SEGMENT, at, y);
+            else add_group<BITS, T, EXACT>(l, p, front + g % SEGMENT, at, y);
             p += some * l.group_bytes;
             at.steps += some * l.chunks;
             at.x += some * group_inputs;
@@ -399,28 +402,29 @@ static void multiply_rows(const GridView& w, const Inputs& in, int first, int la
     }
 }
 
-template <int BITS, int T>
+template <int BITS, int T, bool EXACT>
 static void multiply_bits(const GridView& w, const Inputs& in, int first, int last, float* y, int ldy) {
     const Layout& l = layout(w);
-    if (l.pair) multiply_rows<3, T, TWO_GROUPS>(w, in, first, last, y, ldy);
-    else if (l.chunks == 1 && l.units == 1) multiply_rows<BITS, T, ONE_UNIT>(w, in, first, last, y, ldy);
-    else multiply_rows<BITS, T, MANY_UNITS>(w, in, first, last, y, ldy);
+    if (l.pair) multiply_rows<3, T, EXACT, TWO_GROUPS>(w, in, first, last, y, ldy);
+    else if (l.chunks == 1 && l.units == 1) multiply_rows<BITS, T, EXACT, ONE_UNIT>(w, in, first, last, y, ldy);
+    else multiply_rows<BITS, T, EXACT, MANY_UNITS>(w, in, first, last, y, ldy);
 }
 
-template <int T>
+template <int T, bool EXACT>
 static void multiply_tokens(const GridView& w, const Inputs& in, int first, int last, float* y, int ldy) {
     const int bits = layout(w).bits;
-    if (bits == 2) multiply_bits<2, T>(w, in, first, last, y, ldy);
-    if (bits == 3) multiply_bits<3, T>(w, in, first, last, y, ldy);
-    if (bits == 4) multiply_bits<4, T>(w, in, first, last, y, ldy);
-    if (bits == 8) multiply_bits<8, T>(w, in, first, last, y, ldy);
+    if (bits == 2) multiply_bits<2, T, EXACT>(w, in, first, last, y, ldy);
+    if (bits == 3) multiply_bits<3, T, EXACT>(w, in, first, last, y, ldy);
+    if (bits == 4) multiply_bits<4, T, EXACT>(w, in, first, last, y, ldy);
+    if constexpr (EXACT)
+        if (bits == 8) multiply_bits<8, T, true>(w, in, first, last, y, ldy);
 }
 
 // Tokens [from, from + T) with a block.
 template <int T>
 static void multiply_some(const GridView& w, const Inputs& in, int from, int first, int last, float* y, int ldy) {
     const Inputs some{in.x, T, (const uint8_t*)in.prepared + from * token_bytes(layout(w))};
-    multiply_tokens<T>(w, some, first, last, y + (size_t)from * ldy, ldy);
+    (exact(w, in) ? multiply_tokens<T, true> : multiply_tokens<T, false>)(w, some, first, last, y + (size_t)from * ldy, ldy);
 }
 
 static void multiply(const GridView& w, const Inputs& in, int first, int last, float* y, int ldy) {

@@ -173,7 +173,7 @@ static void prepare(const LutView& w, const Inputs& in, void* out) {
                 const bool end = c + 1 == l.chunks;
                 const int at = c * l.chunk, bytes = 2 * (end ? l.last_units : l.units) * inputs_of_unit(w.bits);
                 const Step s =
-                    round_chunk(in.x + (size_t)t * w.D + g * l.width + at, end ? l.width - at : l.chunk, planes);
+                    round_chunk(in.x + (size_t)t * w.D + g * l.width + at, end ? l.width - at : l.chunk, true, planes);
                 *parts++ = {s.step, s.shift, s.step * (LOW - 1) / 2 * (float)gather_planes(planes, bytes, l.sets)};
                 planes += bytes;
             }

@@ -6,7 +6,7 @@
 #if VECTORS
 namespace panza::PANZA_ISA {
 
-constexpr int NEAR = 2048, FAR = 16384;  // bytes from what is read to what the first and the second cache fetch
+constexpr int AHEAD = 4096;  // bytes from what is read to what is fetched
 
 static inline int at_least(int x, int unit) { return (x + unit - 1) / unit; }
 
@@ -97,7 +97,8 @@ static inline F read_form(int form, const uint8_t* p, int part, float one) {
 struct Step { float step, shift; };  // shift: minus the sum of the chunk's inputs, as they were rounded
 
 // Rounds `count` inputs to 16 bits, in two planes, 16 bytes for 8 inputs; what is beyond them in the last 8 is zero.
-static inline Step round_chunk(const float* x, int count, int8_t* planes) {
+// Without `exact` the low plane will not be read.
+static inline Step round_chunk(const float* x, int count, bool exact, int8_t* planes) {
     constexpr int LIMIT = 127 * 256 + 127;
     const __m256 positive = _mm256_castsi256_ps(_mm256_set1_epi32(0x7fffffff)), none = _mm256_setzero_ps();
     __m256 most = none, wrong = none;  // wrong: not a number if one of them is not, or is infinite
@@ -123,7 +124,7 @@ static inline Step round_chunk(const float* x, int count, int8_t* planes) {
         const __m256i words = _mm256_packs_epi32(high, low), bytes = _mm256_packs_epi16(words, words);
         _mm_storel_epi64((__m128i*)planes, _mm256_castsi256_si128(bytes));
         _mm_storel_epi64((__m128i*)(planes + 8), _mm256_extracti128_si256(bytes, 1));
-        sums = _mm256_add_epi32(sums, q);
+        sums = _mm256_add_epi32(sums, exact ? q : _mm256_slli_epi32(high, 8));
     }
     int sum[8], all = 0;
     _mm256_storeu_si256((__m256i*)sum, sums);
@@ -132,12 +133,9 @@ static inline Step round_chunk(const float* x, int count, int8_t* planes) {
     return {step, -step * (float)all};
 }
 
-// There is too much work in a line of codes for the processor to look far enough ahead by itself.
+// There is too much work in a line of codes for some processors to look far enough ahead by themselves.
 template <int LINES> static inline void fetch(const uint8_t* p) {
-    for (int i = 0; i < LINES; i++) {
-        _mm_prefetch((const char*)p + FAR + i * LINE, _MM_HINT_T1);
-        _mm_prefetch((const char*)p + NEAR + i * LINE, _MM_HINT_T0);
-    }
+    for (int i = 0; i < LINES; i++) _mm_prefetch((const char*)p + AHEAD + i * LINE, _MM_HINT_T0);
 }
 
 static inline void store_rows(const F* y, float* out, int rows) {

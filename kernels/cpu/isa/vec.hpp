@@ -106,15 +106,16 @@ static inline void add_quad(I& sum, I codes, const int8_t* x) {
 #endif
 
 // Sums over inputs of code times input, a row in each lane, exact in 32 bits. ROOM: of 16-bit sums, which must settle()
-// before codes of at most c were added more than ROOM / (256 c) times. SLOW: an addition takes some cycles.
-struct Sum {
+// before codes of at most c were added more than ROOM / (256 c) times. SLOW: an addition takes some cycles. Without
+// EXACT the low plane is left out, which rounds inputs to 8 bits.
+template <bool EXACT> struct Sum {
     I high = nothing(), low = nothing();
 #if defined(__AVX512VBMI__)
     static constexpr int ROOM = 1 << 30;
     static constexpr bool SLOW = true;
     void add(I codes, const int8_t* x) {
         add_quad(high, codes, x);
-        add_quad(low, codes, x + 4);
+        if constexpr (EXACT) add_quad(low, codes, x + 4);
     }
     void settle() {}
 #else
@@ -123,17 +124,17 @@ struct Sum {
     I high16 = nothing(), low16 = nothing();
     void add(I codes, const int8_t* x) {
         high16 = _mm256_add_epi16(high16, _mm256_maddubs_epi16(codes, quad(x)));
-        low16 = _mm256_add_epi16(low16, _mm256_maddubs_epi16(codes, quad(x + 4)));
+        if constexpr (EXACT) low16 = _mm256_add_epi16(low16, _mm256_maddubs_epi16(codes, quad(x + 4)));
     }
     void settle() {
         const I one = _mm256_set1_epi16(1);
         high = plus(high, _mm256_madd_epi16(high16, one));
-        low = plus(low, _mm256_madd_epi16(low16, one));
+        if constexpr (EXACT) low = plus(low, _mm256_madd_epi16(low16, one));
         high16 = low16 = nothing();
     }
 #endif
     void join(const Sum& other) { high = plus(high, other.high), low = plus(low, other.low); }
-    I whole() const { return plus(left<8>(high), low); }
+    I whole() const { return EXACT ? plus(left<8>(high), low) : left<8>(high); }
     F value() const { return floats(whole()); }
 };
 

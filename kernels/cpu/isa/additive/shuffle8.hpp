@@ -2,8 +2,9 @@
 // tables have ranges whose sum is 15 bits, so that two low parts (7 bits), and likewise two high parts, add up in a
 // byte.
 //
-// Of the words it keeps them transposed and the largest norm of each book. A chunk is [table][64 bytes]. Prepared, a
-// block is its step and offset, then [table][low parts, high parts].
+// Of the words it keeps them transposed and the largest norm of each book. A chunk is [two tables][register of
+// rows][table][64 bytes]: two tables stay in registers for all rows of a chunk. Prepared, a block is its step and
+// offset, then [table][low parts, high parts].
 #pragma once
 
 #include "blocks.hpp"
@@ -13,12 +14,15 @@
 namespace panza::PANZA_ISA {
 
 struct Shuffle8 {
-    static constexpr int CHUNK = ROWS, UNIT = 2, TABLES = 32, PER_TABLE = 1, TABLE = 512, LOW = 7, SOON = 512;
+    static constexpr int GANG = 2;  // registers of rows
+    static constexpr int CHUNK = GANG * ROWS, UNIT = 2, TABLES = 32, PER_TABLE = 1, TABLE = 512, LOW = 7, SOON = 512;
 
     static size_t words(const AdditiveView& w) { return (size_t)w.books * w.group * 256; }
     static size_t head(const AdditiveView& w) { return words(w) * sizeof(float) + up(w.books * sizeof(float), 64); }
-    static size_t bytes(int tables) { return (size_t)tables * ROWS; }
-    static void put(uint8_t* chunk, int, int t, int r, uint32_t code) { chunk[t * ROWS + place(r)] = (uint8_t)code; }
+    static size_t bytes(int tables) { return (size_t)tables * CHUNK; }
+    static void put(uint8_t* chunk, int, int t, int r, uint32_t code) {
+        chunk[t / 2 * 2 * CHUNK + (r / ROWS * 2 + t % 2) * ROWS + place(r % ROWS)] = (uint8_t)code;
+    }
 
     static void make_head(const AdditiveView& w, void* out) {
         transposed(w, 256, (float*)out);
@@ -85,29 +89,36 @@ struct Shuffle8 {
     static inline void chunk(const uint8_t* codes, int count, const uint8_t* tables, const float* scale, bool first,
                              float* y) {
         const float step = ((const float*)tables)[0], offset = ((const float*)tables)[1];
-        Sums low = {zero(), zero()}, high = low;
+        Sums low[GANG], high[GANG];
+        for (int i = 0; i < GANG; i++) low[i] = high[i] = {zero(), zero()};
         tables += 64;
-        for (int t = 0; t < count; t += 2, codes += 2 * ROWS, tables += 2 * TABLE) {
-            const Index a = load(codes), b = load(codes + ROWS);
-            fetch(codes + AHEAD, 2 * ROWS);
-            low.add(add8(a.pick(tables), b.pick(tables + TABLE)));
-            high.add(add8(a.pick(tables + 256), b.pick(tables + TABLE + 256)));
+        for (int t = 0; t < count; t += 2, tables += 2 * TABLE) {
+            const Table low_a(tables), high_a(tables + 256), low_b(tables + TABLE), high_b(tables + TABLE + 256);
+            for (int i = 0; i < GANG; i++, codes += 2 * ROWS) {
+                const Bytes a = load(codes), b = load(codes + ROWS);
+                const __mmask64 in_a = _mm512_movepi8_mask(a), in_b = _mm512_movepi8_mask(b);
+                fetch(codes + AHEAD, 2 * ROWS);
+                low[i].add(add8(low_a.pick(a, in_a), low_b.pick(b, in_b)));
+                high[i].add(add8(high_a.pick(a, in_a), high_b.pick(b, in_b)));
+            }
         }
-        flush<LOW>(low, high, step, offset, scale, first, y);
+        for (int i = 0; i < GANG; i++) flush<LOW>(low[i], high[i], step, offset, scale + i * ROWS, first, y + i * ROWS);
     }
 
-    // 64 codes and where their two highest bits are set.
-    struct Index {
-        Bytes codes;
-        __mmask64 bit6, bit7, both;
-        inline Index(Bytes c)
-            : codes(c), bit6(_mm512_movepi8_mask(left16<1>(c))), bit7(_mm512_movepi8_mask(c)),
-              both(_kand_mask64(bit6, bit7)) {}
-        inline Bytes pick(const uint8_t* table) const {
-            Bytes v = _mm512_permutexvar_epi8(codes, load(table));
-            v = _mm512_mask_permutexvar_epi8(v, bit6, codes, load(table + 64));
-            v = _mm512_mask_permutexvar_epi8(v, bit7, codes, load(table + 128));
-            return _mm512_mask_permutexvar_epi8(v, both, codes, load(table + 192));
+    // 256 bytes, and what stands there for 64 codes; upper: whose highest bit is set.
+    struct Table {
+        Bytes a, b, c, d;
+        inline Table(const uint8_t* p) : a(held(p)), b(held(p + 64)), c(held(p + 128)), d(held(p + 192)) {}
+        inline Bytes pick(Bytes codes, __mmask64 upper) const {
+            return _mm512_mask_blend_epi8(upper, _mm512_permutex2var_epi8(a, codes, b),
+                                          _mm512_permutex2var_epi8(c, codes, d));
+        }
+        static inline Bytes held(const uint8_t* p) {
+            Bytes part = load(p);
+#if defined(__GNUC__)
+            asm("" : "+v"(part));  // or the compiler reads it again for every use
+#endif
+            return part;
         }
     };
 };

@@ -107,8 +107,9 @@ static Planes planes_at(const TrellisView& w, const void* data, int token) {
 
 static size_t prepared(const TrellisView& w, int tokens) { return tokens * planes_size(w); }
 
-// Segment s: n inputs, which stand at d. A scale that is not a number if one of them is not finite.
-static void quantise(const float* x, int n, const Planes& to, int s, int d) {
+// Segment s: n inputs, which stand at d. A scale that is not a number if one of them is not finite. Without `exact` the
+// low plane is not read, and its sum is 0.
+static void quantise(const float* x, int n, bool exact, const Planes& to, int s, int d) {
     uint32_t most = 0;  // of the magnitudes; as whole numbers, infinities and what is no number come last
     for (int i = 0; i < n; i++) {
         uint32_t bits;
@@ -131,7 +132,7 @@ static void quantise(const float* x, int n, const Planes& to, int s, int d) {
         high_sum += high, low_sum += low;
     }
     to.scale[s] = finite ? magnitude / 127 : NAN;
-    to.high_sum[s] = high_sum, to.low_sum[s] = low_sum;
+    to.high_sum[s] = high_sum, to.low_sum[s] = exact ? low_sum : 0;
 }
 
 static void prepare(const TrellisView& w, const Inputs& in, void* out) {
@@ -141,7 +142,7 @@ static void prepare(const TrellisView& w, const Inputs& in, void* out) {
         const Planes to = planes_at(w, out, t);
         for (int first = 0, s = 0; first < w.D; first += group)
             for (int at = 0; at < group; at += SEGMENT, s++)
-                quantise(x + first + at, group - at < SEGMENT ? group - at : SEGMENT, to, s, first + at);
+                quantise(x + first + at, group - at < SEGMENT ? group - at : SEGMENT, in.exact, to, s, first + at);
     }
 }
 
@@ -196,8 +197,14 @@ struct Plane {
     }
 };
 
+// Planes that a product reads: one of the table and of the inputs, which rounds both to 8 bits; one of the table, which
+// is all that it has, and both of the inputs; all.
+enum Mode { ROUNDED, WHOLE, FINE };
+
+static Mode mode(const Head* head, const Inputs& in) { return !in.exact ? ROUNDED : head->fine ? FINE : WHOLE; }
+
 // f.operator()<k>(q, high, low) for the steps k of each of some quads: what stands in the planes for its 64 weights.
-template <int STEP, int WINDOW, bool FINE, class F>
+template <int STEP, int WINDOW, Mode MODE, class F>
 static inline PANZA_INLINE void walk(const Head* head, const __m512i* line, int quads, F f) {
     const Plane<WINDOW> high(head->high), low(head->low);
     for (int q = 0; q < quads; q++, line += STEP) {
@@ -206,7 +213,7 @@ static inline PANZA_INLINE void walk(const Head* head, const __m512i* line, int 
         unroll<STEP>([&]<int i>() PANZA_INLINE { _mm_prefetch((const char*)(line + AHEAD + i), _MM_HINT_T0); });
         unroll<8>([&]<int k>() PANZA_INLINE {
             const __m512i index = windows<STEP, k>(words), found = high(index);
-            if constexpr (FINE) f.template operator()<k>(q, found, low(index));
+            if constexpr (MODE == FINE) f.template operator()<k>(q, found, low(index));
             else f.template operator()<k>(q, found, found);
         });
     }
@@ -219,21 +226,21 @@ struct Sums {
 };
 
 // Such that the planes' offsets, 128 and 64, are taken off.
-static void start(Sums* sums, bool fine, int high_sum, int low_sum) {
+static void start(Sums* sums, Mode mode, int high_sum, int low_sum) {
     for (int k = 0; k < 8; k++) {
         sums->high[k] = _mm512_set1_epi32(-128 * high_sum);
-        sums->mixed[k] = _mm512_set1_epi32(-128 * low_sum - (fine ? 64 * high_sum : 0));
+        sums->mixed[k] = _mm512_set1_epi32(-128 * low_sum - (mode == FINE ? 64 * high_sum : 0));
     }
 }
 
-template <int K, bool FINE>
+template <int K, Mode MODE>
 static inline PANZA_INLINE void add(Sums& sums, __m512i high, __m512i low, const int8_t* x_high, const int8_t* x_low) {
     int32_t four_high, four_low;
     memcpy(&four_high, x_high, 4);
     memcpy(&four_low, x_low, 4);
     dot(sums.high[K], high, _mm512_set1_epi32(four_high));
-    dot(sums.mixed[K], high, _mm512_set1_epi32(four_low));
-    if constexpr (FINE) dot(sums.mixed[K], low, _mm512_set1_epi32(four_high));
+    if constexpr (MODE != ROUNDED) dot(sums.mixed[K], high, _mm512_set1_epi32(four_low));
+    if constexpr (MODE == FINE) dot(sums.mixed[K], low, _mm512_set1_epi32(four_high));
 }
 
 // out (8, 16) += scale sums + offset
@@ -252,24 +259,24 @@ struct Found {
     __m512i high[RUN][8], low[RUN][8];
 };
 
-template <bool FINE>
+template <Mode MODE>
 static void add_found(const Found* found, int quads, const int8_t* x_high, const int8_t* x_low, Sums* sums) {
     Sums all = *sums;
     for (int q = 0; q < quads; q++)
         unroll<8>([&]<int k>() PANZA_INLINE {
-            add<k, FINE>(all, found->high[q][k], found->low[q][k], x_high + 4 * q, x_low + 4 * q);
+            add<k, MODE>(all, found->high[q][k], found->low[q][k], x_high + 4 * q, x_low + 4 * q);
         });
     *sums = all;
 }
 
 // sums[t] += the products of `quads` quads of inputs, from x[t].high + d on, with the weights from `line` on.
-template <int STEP, int WINDOW, bool FINE>
+template <int STEP, int WINDOW, Mode MODE>
 static void add_quads(const Head* head, const __m512i* line, int quads, const Planes* x, int d, int tokens,
                       Sums* sums) {
     if (tokens == 1) {
         Sums all = *sums;
-        walk<STEP, WINDOW, FINE>(head, line, quads, [&]<int k>(int q, __m512i high, __m512i low) PANZA_INLINE {
-            add<k, FINE>(all, high, low, x->high + d + 4 * q, x->low + d + 4 * q);
+        walk<STEP, WINDOW, MODE>(head, line, quads, [&]<int k>(int q, __m512i high, __m512i low) PANZA_INLINE {
+            add<k, MODE>(all, high, low, x->high + d + 4 * q, x->low + d + 4 * q);
         });
         *sums = all;
         return;
@@ -279,33 +286,39 @@ static void add_quads(const Head* head, const __m512i* line, int quads, const Pl
         const int count = quads - first < RUN ? quads - first : RUN, at = d + 4 * first;
         const auto keep = [&]<int k>(int q, __m512i high, __m512i low) PANZA_INLINE {
             found.high[q][k] = high;
-            if constexpr (FINE) found.low[q][k] = low;
+            if constexpr (MODE == FINE) found.low[q][k] = low;
         };
-        walk<STEP, WINDOW, FINE>(head, line + first * STEP, count, keep);
+        walk<STEP, WINDOW, MODE>(head, line + first * STEP, count, keep);
         for (int t = 0; t < tokens; t++)
-            add_found<FINE>(&found, count, x[t].high + at, x[t].low + at, sums + t);
+            add_found<MODE>(&found, count, x[t].high + at, x[t].low + at, sums + t);
     }
 }
 
 using AddQuads = void (*)(const Head*, const __m512i*, int, const Planes*, int, int, Sums*);
 
-template <int STEP>
-static AddQuads add_quads_of(int window, bool fine) {
-    if (window == 6) return fine ? add_quads<STEP, 6, true> : add_quads<STEP, 6, false>;
-    if (window == 7) return fine ? add_quads<STEP, 7, true> : add_quads<STEP, 7, false>;
-    return fine ? add_quads<STEP, 8, true> : add_quads<STEP, 8, false>;
+template <int STEP, int WINDOW>
+static AddQuads add_quads_of(Mode mode) {
+    if (mode == ROUNDED) return add_quads<STEP, WINDOW, ROUNDED>;
+    return mode == FINE ? add_quads<STEP, WINDOW, FINE> : add_quads<STEP, WINDOW, WHOLE>;
 }
 
-static AddQuads add_quads_of(const TrellisView& w, bool fine) {
-    if (w.step == 2) return add_quads_of<2>(w.window, fine);
-    return w.step == 3 ? add_quads_of<3>(w.window, fine) : add_quads_of<4>(w.window, fine);
+template <int STEP>
+static AddQuads add_quads_of(int window, Mode mode) {
+    if (window == 6) return add_quads_of<STEP, 6>(mode);
+    return window == 7 ? add_quads_of<STEP, 7>(mode) : add_quads_of<STEP, 8>(mode);
+}
+
+static AddQuads add_quads_of(const TrellisView& w, Mode mode) {
+    if (w.step == 2) return add_quads_of<2>(w.window, mode);
+    return w.step == 3 ? add_quads_of<3>(w.window, mode) : add_quads_of<4>(w.window, mode);
 }
 
 // y of the rows of a block.
 static void multiply_block(const TrellisView& w, const Inputs& in, int block, float* y, int ldy) {
     const Head* head = (const Head*)w.packed;
     const __m512i* line = (const __m512i*)(head + 1) + block * lines(w);
-    const AddQuads add_quads = add_quads_of(w, head->fine);
+    const Mode planes = mode(head, in);
+    const AddQuads add_quads = add_quads_of(w, planes);
     const float* scales = w.scale.values ? w.scale.values + (size_t)block * ROWS * w.scale.groups : nullptr;
     const int group = group_of(w), rows = w.N - block * ROWS < ROWS ? w.N - block * ROWS : ROWS;
     Planes x[FEW];
@@ -318,7 +331,7 @@ static void multiply_block(const TrellisView& w, const Inputs& in, int block, fl
         for (const int last = d + group; d < last; s++) {
             const int end = last - d < SEGMENT ? last : d + SEGMENT;
             Sums sums[FEW];
-            for (int t = 0; t < in.tokens; t++) start(sums + t, head->fine, x[t].high_sum[s], x[t].low_sum[s]);
+            for (int t = 0; t < in.tokens; t++) start(sums + t, planes, x[t].high_sum[s], x[t].low_sum[s]);
             add_quads(head, line + (size_t)d / 4 * w.step, (end - d) / 4, x, d, in.tokens, sums);
             for (int t = 0; t < in.tokens; t++) {
                 const float all = (float)x[t].high_sum[s] + (float)x[t].low_sum[s] / 128;
