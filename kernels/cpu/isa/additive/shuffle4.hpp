@@ -2,7 +2,8 @@
 // looks up a whole chunk of rows. Four tables have ranges whose sum is 14 bits, so that four low parts (6 bits), and
 // likewise four high parts, add up in a byte.
 //
-// A chunk is [four tables][two registers: tables 0 and 1 in the low and the high half of a byte, tables 2 and 3].
+// A chunk is [four tables][register of rows][two registers: tables 0 and 1 in the low and the high half of a byte,
+// tables 2 and 3]: with AVX-512 four tables stay in registers for all rows of a chunk.
 // Prepared, a block is its step and offset, then [four tables][low parts, high parts].
 #pragma once
 
@@ -13,13 +14,19 @@
 namespace panza::PANZA_ISA {
 
 struct Shuffle4 {
-    static constexpr int CHUNK = ROWS, UNIT = 4, TABLES = MOST, PER_TABLE = 1, TABLE = 32, LOW = 6, SOON = 512;
+#if defined(__AVX512VBMI__)
+    static constexpr int GANG = 2;  // registers of rows
+#else
+    static constexpr int GANG = 1;
+#endif
+    static constexpr int CHUNK = GANG * ROWS, UNIT = 4, TABLES = MOST, PER_TABLE = 1, TABLE = 32, LOW = 6, SOON = 512;
 
     static size_t head(const AdditiveView& w) { return (size_t)w.books * w.group * 16 * sizeof(float); }
     static void make_head(const AdditiveView& w, void* out) { transposed(w, 16, (float*)out); }
-    static size_t bytes(int tables) { return (size_t)tables / 2 * ROWS; }
+    static size_t bytes(int tables) { return (size_t)tables / 2 * CHUNK; }
     static void put(uint8_t* chunk, int, int t, int r, uint32_t code) {
-        chunk[t / 2 * ROWS + place(r)] |= code << t % 2 * 4;
+        const int pair = (t / 4 * GANG + r / ROWS) * 2 + t % 4 / 2;
+        chunk[pair * ROWS + place(r % ROWS)] |= code << t % 2 * 4;
     }
 
     static const uint8_t* tables(const AdditiveView& w, const Block& b, const float* from, uint8_t* out,
@@ -75,22 +82,31 @@ struct Shuffle4 {
     static inline void chunk(const uint8_t* codes, int count, const uint8_t* tables, const float* scale, bool first,
                              float* y) {
         const float step = ((const float*)tables)[0], offset = ((const float*)tables)[1];
-        Sums low = {zero(), zero()}, high = low;
+        Sums low[GANG], high[GANG];
+        for (int i = 0; i < GANG; i++) low[i] = high[i] = {zero(), zero()};
         tables += 64;
-        for (int t = 0; t < count; t += 4, codes += 2 * ROWS, tables += 4 * TABLE) {
-            const Bytes a = load(codes), b = load(codes + ROWS);
-            const Bytes index[4] = {nibbles(a), nibbles(right16<4>(a)), nibbles(b), nibbles(right16<4>(b))};
-            Bytes l[4], h[4];
-            for (int i = 0; i < 4; i++) {
-                l[i] = pick(sixteen(tables + i * 16), index[i]);
-                h[i] = pick(sixteen(tables + 64 + i * 16), index[i]);
+        for (int t = 0; t < count; t += 4, tables += 4 * TABLE) {
+            const Four lows(tables), highs(tables + 64);
+            for (int i = 0; i < GANG; i++, codes += 2 * ROWS) {
+                const Bytes a = load(codes), b = load(codes + ROWS);
+                const Bytes at[4] = {nibbles(a), nibbles(right16<4>(a)), nibbles(b), nibbles(right16<4>(b))};
+                fetch(codes + AHEAD, 2 * ROWS);
+                low[i].add(lows.pick(at));
+                high[i].add(highs.pick(at));
             }
-            fetch(codes + AHEAD, 2 * ROWS);
-            low.add(add8(add8(l[0], l[1]), add8(l[2], l[3])));
-            high.add(add8(add8(h[0], h[1]), add8(h[2], h[3])));
         }
-        flush<LOW>(low, high, step, offset, scale, first, y);
+        for (int i = 0; i < GANG; i++) flush<LOW>(low[i], high[i], step, offset, scale + i * ROWS, first, y + i * ROWS);
     }
+
+    // Four tables of 16 bytes, and the sum of what stands there for codes of each.
+    struct Four {
+        Bytes a, b, c, d;
+        inline Four(const uint8_t* p) : a(sixteen(p)), b(sixteen(p + 16)), c(sixteen(p + 32)), d(sixteen(p + 48)) {}
+        inline Bytes pick(const Bytes* at) const {
+            return add8(add8(panza::PANZA_ISA::pick(a, at[0]), panza::PANZA_ISA::pick(b, at[1])),
+                        add8(panza::PANZA_ISA::pick(c, at[2]), panza::PANZA_ISA::pick(d, at[3])));
+        }
+    };
 };
 
 }  // namespace panza::PANZA_ISA
