@@ -38,6 +38,7 @@ constexpr int BLOCK = 16;   // rows that lie side by side when many tokens multi
 constexpr int PANEL = 128;  // rows of a panel at most, and
 constexpr int DEPTH = 256;  // its inputs: 128 KB, which stay in the second-level cache
 constexpr int MANY = 96;    // tokens whose prepared inputs are kept at once
+constexpr int ROUNDED = 8;  // tokens from which products in 8 bits are faster than those of few tokens
 constexpr size_t BATCH = 4 << 20;  // floats of the inputs that multiply a panel while it is there
 
 void expect(bool holds, const char* what) {
@@ -62,6 +63,50 @@ protected:
         for (int n = first; n < last; n += BLOCK, out += (size_t)BLOCK * (to - from))
             isa_.matmul->block(rows.as<float>() + (size_t)(n - first) * d + from, d, std::min(BLOCK, last - n),
                                to - from, out);
+    }
+
+    // As `panel`, of at most 128 rows and Matmul8::DEPTH inputs, in 8 bits: see Kind::panel8. Returns the blocks.
+    virtual int panel8(int first, int last, int from, int to, uint8_t* out, float* step, float* offset, uint8_t* order) const {
+        static thread_local Buffer floats;
+        const int depth = to - from;
+        floats.grow((size_t)PANEL * Matmul8::DEPTH * sizeof(float));
+        panel(first, last, from, to, floats.as<float>());
+        for (int i = 0; i < last - first; i += BLOCK, out += (size_t)(depth + 3) / 4 * 64)
+            isa_.matmul8->block(floats.as<float>() + (size_t)i * depth, depth, out, step + i);
+        std::fill(offset, offset + PANEL, 0.f);
+        std::iota(order, order + PANEL, (uint8_t)0);
+        return (last - first + BLOCK - 1) / BLOCK;
+    }
+
+    // Inputs and weights rounded to 8 bits, each with a step of its own for every DEPTH inputs.
+    void multiply_rounded(const float* x, int tokens, float* y, Pool& pool) const {
+        static thread_local Buffer mine;
+        const Matmul8& m = *isa_.matmul8;
+        const int n = N(), d = D(), strips = (tokens + m.tokens - 1) / m.tokens;
+        const size_t bytes = m.strip_bytes(d);
+        const auto length = [&](int s) { return std::min(m.tokens, tokens - s * m.tokens); };
+        mine.grow(strips * bytes);
+        uint8_t* packed = mine.as();
+        pool.run(strips, [&](int s) { m.strip(x + (size_t)s * m.tokens * d, d, length(s), d, packed + s * bytes); });
+        pool.run((n + PANEL - 1) / PANEL, [&](int i) {
+            static thread_local Buffer panels, products;
+            float step[PANEL], offset[PANEL];
+            uint8_t order[PANEL];
+            const int first = i * PANEL, last = std::min(n, first + PANEL);
+            int blocks = 0;
+            panels.grow((size_t)PANEL * Matmul8::DEPTH), products.grow((size_t)strips * m.tokens * PANEL * sizeof(float));
+            float* made = products.as<float>();
+            for (int from = 0; from < d; from += Matmul8::DEPTH) {
+                const int to = std::min(d, from + Matmul8::DEPTH);
+                blocks = panel8(first, last, from, to, panels.as(), step, offset, order);
+                for (int s = 0; s < strips; s++)
+                    m.multiply(packed + s * bytes, length(s), from, panels.as(), blocks, to - from, step, offset,
+                               made + (size_t)s * m.tokens * PANEL, PANEL, from > 0);
+            }
+            for (int t = 0; t < tokens; t++)
+                for (int lane = 0; lane < blocks * BLOCK; lane++)
+                    if (first + order[lane] < last) y[(size_t)t * n + first + order[lane]] = made[(size_t)t * PANEL + lane];
+        });
     }
 
     void multiply_panels(const float* x, int tokens, float* y, Pool& pool, const Outliers* outliers) const {
@@ -135,6 +180,7 @@ public:
     void decode(int first, int last, float* out) const override { kind_.decode(view_, first, last, out); }
 
     void multiply(const float* x, int tokens, float* y, Pool& pool, const Outliers* outliers) const override {
+        if (!exact && tokens >= ROUNDED && isa_.matmul8->tokens && !outliers) return multiply_rounded(x, tokens, y, pool);
         if (tokens > std::max(FEW, kind_.most) || !few_) return multiply_panels(x, tokens, y, pool, outliers);
         for (int t = 0; t < tokens; t += MANY) {
             const float* from = x + (size_t)t * view_.D;
@@ -150,6 +196,10 @@ protected:
         if (!kind_.panel || !view_.packed) return Decodable::panel(first, last, from, to, out);
         for (int n = first; n < last; n += BLOCK, out += (size_t)BLOCK * (to - from))
             kind_.panel(view_, n / BLOCK, from, to, out);
+    }
+    int panel8(int first, int last, int from, int to, uint8_t* out, float* step, float* offset, uint8_t* order) const override {
+        const bool made = kind_.panel8 && view_.packed && kind_.panel8(view_, first, from, to, out, step, offset, order);
+        return made ? PANEL / BLOCK : Decodable::panel8(first, last, from, to, out, step, offset, order);
     }
 
 private:

@@ -33,6 +33,10 @@ struct Kind {
     // Rows [16 block, 16 block + 16) of the inputs [from, to) as floats, scaled, into out (to - from, 16); rows from
     // N on are of no account. Reads `packed`, and is for weights that have it. Null: decode and transpose.
     void (*panel)(const View&, int block, int from, int to, float* out);
+    // The 128 rows from `first` on (a multiple of 128; `rows` says of 128), inputs [from, to), as blocks of 8 bits for
+    // `Matmul8`: value = step (number - 128) + offset, lane i of the blocks in a row's place `order[i]`. False: not this
+    // weight. Null: none; `panel` is rounded.
+    bool (*panel8)(const View&, int first, int from, int to, uint8_t* out, float* step, float* offset, uint8_t* order);
     bool packs_tables;  // a product of few tokens reads `packed` alone
     int most;           // tokens up to which `multiply` beats panels, if it takes more than FEW
     // Bytes of codes and tables that a product of one token reads. Null: what is packed, or the codes, and the table.
@@ -56,6 +60,20 @@ struct Matmul {
     // y[t][n] of rows [first, last) of a (N, D) weight of halves, 1 to FEW tokens. Null: decode and dot.
     void (*halves)(const uint16_t* w, bool bfloat, const float* x, int D, int tokens, int first, int last, float* y,
                    int ldy);
+};
+
+// Products of many tokens that round inputs and weights to 8 bits: see isa/matmul8.cpp.
+struct Matmul8 {
+    static constexpr int DEPTH = 256;  // inputs of a token or of a row that share a step
+    int tokens;                        // of a whole strip, the last may have fewer; 0: this set has none of these
+    size_t (*strip_bytes)(int D);
+    void (*strip)(const float* x, size_t ldx, int tokens, int D, void* out);
+    // A block of floats (depth, 16) as bytes (depth / 4 rounded up, 16, 4), and the steps of its rows.
+    void (*block)(const float* x, int depth, uint8_t* out, float* step);
+    // y[t][lane] += or = the product of a whole strip's tokens with `blocks` blocks, one after the other, of the inputs [from, from +
+    // depth); from is a multiple of DEPTH, and depth at most that.
+    void (*multiply)(const void* strip, int tokens, int from, const uint8_t* panel, int blocks, int depth,
+                     const float* step, const float* offset, float* y, int ldy, bool adds);
 };
 
 struct Numerics {
@@ -107,6 +125,7 @@ struct Isa {
     const Kind<AdditiveView>* additive;
     const Kind<TrellisView>* trellis;
     const Matmul* matmul;
+    const Matmul8* matmul8;
     const Numerics* numerics;
     const Steps* steps;
     const Search* search;

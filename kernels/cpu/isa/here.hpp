@@ -20,6 +20,7 @@ extern const Kind<LutView> LUT;
 extern const Kind<AdditiveView> ADDITIVE;
 extern const Kind<TrellisView> TRELLIS;
 extern const Matmul MATMUL;
+extern const Matmul8 MATMUL8;
 extern const Numerics NUMERICS;
 extern const Steps STEPS;
 extern const Search SEARCH;

@@ -6,6 +6,6 @@
 namespace panza::PANZA_ISA {
 
 extern const Isa TABLE;
-const Isa TABLE = {TEXT(PANZA_ISA), &GRID, &LUT, &ADDITIVE, &TRELLIS, &MATMUL, &NUMERICS, &STEPS, &SEARCH};
+const Isa TABLE = {TEXT(PANZA_ISA), &GRID, &LUT, &ADDITIVE, &TRELLIS, &MATMUL, &MATMUL8, &NUMERICS, &STEPS, &SEARCH};
 
 }  // namespace panza::PANZA_ISA

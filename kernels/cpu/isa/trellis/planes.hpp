@@ -351,9 +351,42 @@ static void multiply(const TrellisView& w, const Inputs& in, int first, int last
     for (int block = first / ROWS; block * ROWS < last; block++) multiply_block(w, in, block, y + block * ROWS, ldy);
 }
 
+// What stands in the table's high plane for the weights from `line` on: (8 steps, quads, 64).
+template <int STEP, int WINDOW>
+static void read_bytes(const Head* head, const __m512i* line, int quads, uint8_t* out) {
+    walk<STEP, WINDOW, ROUNDED>(head, line, quads, [&]<int k>(int q, __m512i high, __m512i) PANZA_INLINE {
+        _mm512_storeu_si512(out + ((size_t)k * quads + q) * 64, high);
+    });
+}
+
+template <int STEP>
+static void read_bytes(int window, const Head* head, const __m512i* line, int quads, uint8_t* out) {
+    if (window == 6) return read_bytes<STEP, 6>(head, line, quads, out);
+    if (window == 7) return read_bytes<STEP, 7>(head, line, quads, out);
+    read_bytes<STEP, 8>(head, line, quads, out);
+}
+
+static bool panel8(const TrellisView& w, int first, int from, int to, uint8_t* out, float* step, float* offset,
+                   uint8_t* order) {
+    const int group = group_of(w), quads = (to - from) / 4;
+    if (from / group != (to - 1) / group) return false;  // steps of some inputs
+    const Head* head = (const Head*)w.packed;
+    const __m512i* line = (const __m512i*)(head + 1) + first / ROWS * lines(w) + (size_t)from / 4 * w.step;
+    (w.step == 2 ? read_bytes<2> : w.step == 3 ? read_bytes<3> : read_bytes<4>)(w.window, head, line, quads, out);
+    for (int i = 0; i < ROWS; i++) {  // lanes: step of the quad, chain, output of the step
+        const int r = i / 16 * 2 + i % 16 / 2 * 16 + i % 2;
+        const float scale = !w.scale.values      ? 1
+                            : first + r < w.N ? w.scale.values[(size_t)(first + r) * w.scale.groups + from / group]
+                                              : 0;
+        order[i] = (uint8_t)r;
+        step[i] = head->step * scale, offset[i] = head->middle * scale;
+    }
+    return true;
+}
+
 const Kind<TrellisView> TRELLIS = {
     .decode = decode, .takes = takes, .multiply = multiply, .rows = ROWS,
-    .prepared = prepared, .prepare = prepare, .packed = packed, .pack = pack,
+    .prepared = prepared, .prepare = prepare, .packed = packed, .pack = pack, .panel8 = panel8,
 };
 
 }  // namespace panza::PANZA_ISA
