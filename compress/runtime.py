@@ -88,19 +88,25 @@ class Runtime:
 
 
 def load(
-    folder: Path, adapter: Path | None = None, context: int = 0, threads: int = 0, cache_bits: int = 16
+    folder: Path,
+    adapter: Path | None = None,
+    context: int = 0,
+    threads: int = 0,
+    cache_bits: int = 16,
+    exact: bool = True,
 ) -> Runtime:
     """The model in a directory, with a LoRA adapter (peft's files) beside its weights.
 
     context: tokens of cache; 0 for the model's own, at most MOST_CONTEXT. threads: 0 for one a physical core.
-    cache_bits: of a number of keys and values: 32, 16 or 8. Raises Unsupported, or CompressError for what is damaged.
+    cache_bits: of a number of keys and values: 32, 16 or 8. exact: see `native.linear`; 8-bit rows and plain
+    numbers always are. Raises Unsupported, or CompressError for what is damaged.
     """
     if not native.available():
         raise Unsupported("Panza was installed without a C++ compiler, so it has no kernels of its own")
     config = read_config(folder)
     try:
         shape = _shape(config, context)
-        weights = Weights(folder, config)
+        weights = Weights(folder, config, exact)
         model = _build(shape, weights, config)
         if adapter is not None:
             _attach(weights, adapter)
@@ -122,7 +128,8 @@ def read_config(folder: Path) -> dict[str, Any]:
 class Weights:
     """The weights of a directory as native objects, made as they are asked for."""
 
-    def __init__(self, folder: Path, config: dict[str, Any]) -> None:
+    def __init__(self, folder: Path, config: dict[str, Any], exact: bool = True) -> None:
+        self.exact = exact
         self.made: dict[str, Any] = {}
         self.layers: dict[str, Any] = {}
         self.shared: dict[str, str] = {}
@@ -153,7 +160,8 @@ class Weights:
     def _linear(self, name: str) -> Any:
         if name in self.layers:
             parts = self._state(f"{name}.quantized.")
-            return native.from_spec(self.layers[name]["weight"], parts, self.numbers(f"{name}.bias", needed=False))
+            bias = self.numbers(f"{name}.bias", needed=False)
+            return native.from_spec(self.layers[name]["weight"], parts, bias, exact=self.exact)
         codes = self.arrays[f"{name}.weight"]
         if codes.ndim != 2:
             raise CompressError(f"'{name}' is no matrix")

@@ -36,5 +36,5 @@ def open_native(folder: Path, adapter: Path | None, name: str) -> NativeModel:
     """The model in a directory. Raises compress.runtime.Unsupported, or CompressError if it is damaged."""
     from compress.runtime import load
 
-    runtime = load(folder, adapter)
+    runtime = load(folder, adapter, exact=False)
     return NativeModel(runtime, ChatTokenizer(open_tokenizer(folder)), name, runtime.context)

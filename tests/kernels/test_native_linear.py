@@ -82,6 +82,34 @@ def test_a_product_is_that_of_the_definition(name: str, isa: str, chance: torch.
 
 
 @pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("name", NAMES)
+def test_a_rounded_product_is_a_hundredth_off(name: str, isa: str, chance: torch.Generator):
+    weight = weights(chance)[name]
+    bias = torch.randn(weight.shape[0], generator=chance)
+    made = native.linear(weight, bias, isa, exact=False)
+    for tokens in (*TOKENS, 8, 300):
+        x = torch.randn(tokens, weight.shape[1], generator=chance)
+        exact = x.double() @ weight.dense().detach().double().T
+        y = torch.from_numpy(made.multiply(x.numpy(), native.pool(3)))
+        error = (y - bias - exact).norm(dim=1) / exact.norm(dim=1)
+        assert error.mean() <= 1.5e-2 and error.max() <= 4e-2, tokens
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("wrong", [float("nan"), float("inf")])
+def test_an_input_that_is_no_number_stays_in_its_token(wrong: float, isa: str, chance: torch.Generator):
+    for name in ("grid 2, groups, zeros", "trellis 2 8", "additive 2x8 g8", "lut of each row"):
+        weight = weights(chance)[name]
+        for exact in (True, False):
+            made = native.linear(weight, isa=isa, exact=exact)
+            for tokens in (2, 40):
+                x = torch.randn(tokens, weight.shape[1], generator=chance).numpy()
+                x[1, 5] = wrong
+                y = made.multiply(x, native.pool(2))
+                assert not np.isfinite(y[1]).any() and np.isfinite(np.delete(y, 1, 0)).all(), (name, exact, tokens)
+
+
+@pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 def test_a_dense_weight_multiplies(dtype: torch.dtype, isa: str, chance: torch.Generator):
     weight = torch.randn(75, 133, generator=chance).to(dtype)
