@@ -97,6 +97,8 @@ struct Numerics {
 struct Steps {
     // C[r][n] += sum over j of A[r][j] B[j][n], in the order of j.
     void (*mix)(const float* a, int lda, const float* b, int ldb, float* c, int ldc, int rows, int n, int d);
+    // As `mix`, with B of halves. Null: unpack them first.
+    void (*mix_halves)(const float* a, int lda, const uint16_t* b, int ldb, float* c, int ldc, int rows, int n, int d);
     float (*most)(const float* x, int n);  // the greatest
     float (*exp_sum)(float* x, int n, float most);  // x = e^(x - most); returns the sum
     void (*swiglu)(float* gate, const float* up, int n);  // gate = silu(gate) up

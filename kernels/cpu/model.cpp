@@ -255,6 +255,7 @@ void Session::attend_head(int layer, int head, int start, int first, int last) {
     float *q = memory.as<float>(), *out = q + (size_t)rows * d, *scores = out + (size_t)rows * d, *some_keys = scores + (size_t)rows * TILE,
           *some_values = some_keys + (size_t)TILE * d, *most = some_values + (size_t)TILE * d, *sum = most + rows;
     const float scale = 1 / std::sqrt((float)d);
+    const bool halves = bits_ == 16 && steps.mix_halves && rows <= 8;  // as they lie, where they are read about once
     for (int r = 0; r < rows; r++) {
         const float* from = qkv_.data() + (size_t)(first + r / share) * row + (size_t)(head * share + r % share) * d;
         for (int i = 0; i < d; i++) q[(size_t)r * d + i] = from[i] * scale, out[(size_t)r * d + i] = 0;
@@ -264,13 +265,14 @@ void Session::attend_head(int layer, int head, int start, int first, int last) {
     for (int at = begin; at < end; at += TILE) {
         const size_t place = ((size_t)layer * s.kv_heads + head) * room_ * d + (size_t)at * d;
         const float *keys = keys_.as<float>() + place, *values = values_.as<float>() + place;
-        if (bits_ < 32) {
+        if (bits_ < 32 && !halves) {
             unpack(keys_, place, some_keys, (size_t)TILE * d);
             unpack(values_, place, some_values, (size_t)TILE * d);
             keys = some_keys, values = some_values;
         }
         std::fill(scores, scores + (size_t)rows * TILE, 0.f);
-        steps.mix(q, d, keys, TILE, scores, TILE, rows, TILE, d);
+        if (halves) steps.mix_halves(q, d, keys_.as<uint16_t>() + place, TILE, scores, TILE, rows, TILE, d);
+        else steps.mix(q, d, keys, TILE, scores, TILE, rows, TILE, d);
         for (int r = 0; r < rows; r++) {
             const int now = start + first + r / share;  // sees positions [now - window + 1, now]
             const int low = s.window ? std::max(0, now - s.window + 1 - at) : 0, high = std::min(TILE, now + 1 - at);
@@ -292,7 +294,8 @@ void Session::attend_head(int layer, int head, int start, int first, int last) {
             if (fade != 1)
                 for (int i = 0; i < d; i++) out[(size_t)r * d + i] *= fade;
         }
-        steps.mix(scores, TILE, values, d, out, d, rows, d, TILE);
+        if (halves) steps.mix_halves(scores, TILE, values_.as<uint16_t>() + place, d, out, d, rows, d, TILE);
+        else steps.mix(scores, TILE, values, d, out, d, rows, d, TILE);
     }
     for (int r = 0; r < rows; r++) {
         float* to = mixed_.data() + (size_t)(first + r / share) * s.heads * d + (size_t)(head * share + r % share) * d;

@@ -19,17 +19,26 @@ typedef float Vector;
 static inline Vector all(float x) { return x; }
 #endif
 
+static inline Vector vector(const float* p) { return *(const Vector*)p; }
+#if defined(__AVX512F__)
+#define HALVES
+static inline Vector vector(const uint16_t* p) { return (Vector)_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i*)p)); }
+#elif defined(__F16C__)
+#define HALVES
+static inline Vector vector(const uint16_t* p) { return (Vector)_mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)p)); }
+#endif
+
 constexpr int ACROSS = 4;  // vectors of a row of C that stay in registers
 
-// C[r][n] += sum over j of A[r][j] B[j][n] for R rows and ACROSS * WIDTH columns.
-template <int R>
-static void block(const float* a, int lda, const float* b, int ldb, float* c, int ldc, int d) {
+// C[r][n] += sum over j of A[r][j] B[j][n] for R rows and ACROSS * WIDTH columns; B of floats or of halves.
+template <int R, class T>
+static void block(const float* a, int lda, const T* b, int ldb, float* c, int ldc, int d) {
     Vector sums[R][ACROSS];
     for (int r = 0; r < R; r++)
         for (int i = 0; i < ACROSS; i++) sums[r][i] = *(const Vector*)(c + (size_t)r * ldc + i * WIDTH);
     for (int j = 0; j < d; j++) {
         Vector row[ACROSS];
-        for (int i = 0; i < ACROSS; i++) row[i] = *(const Vector*)(b + (size_t)j * ldb + i * WIDTH);
+        for (int i = 0; i < ACROSS; i++) row[i] = vector(b + (size_t)j * ldb + i * WIDTH);
         for (int r = 0; r < R; r++) {
             const Vector x = all(a[(size_t)r * lda + j]);
             for (int i = 0; i < ACROSS; i++) sums[r][i] += x * row[i];
@@ -39,20 +48,40 @@ static void block(const float* a, int lda, const float* b, int ldb, float* c, in
         for (int i = 0; i < ACROSS; i++) *(Vector*)(c + (size_t)r * ldc + i * WIDTH) = sums[r][i];
 }
 
-static void mix(const float* a, int lda, const float* b, int ldb, float* c, int ldc, int rows, int n, int d) {
+// The first columns that fill registers: how many.
+template <class T>
+static int mix_whole(const float* a, int lda, const T* b, int ldb, float* c, int ldc, int rows, int n, int d) {
     constexpr int COLUMNS = ACROSS * WIDTH;
     int at = 0;
     for (; at + COLUMNS <= n; at += COLUMNS) {
         int r = 0;
         for (; r + 4 <= rows; r += 4) block<4>(a + (size_t)r * lda, lda, b + at, ldb, c + (size_t)r * ldc + at, ldc, d);
+        for (; r + 2 <= rows; r += 2) block<2>(a + (size_t)r * lda, lda, b + at, ldb, c + (size_t)r * ldc + at, ldc, d);
         for (; r < rows; r++) block<1>(a + (size_t)r * lda, lda, b + at, ldb, c + (size_t)r * ldc + at, ldc, d);
     }
+    return at;
+}
+
+static void mix(const float* a, int lda, const float* b, int ldb, float* c, int ldc, int rows, int n, int d) {
+    const int at = mix_whole(a, lda, b, ldb, c, ldc, rows, n, d);
     for (int r = 0; r < rows && at < n; r++)
         for (int j = 0; j < d; j++) {
             const float x = a[(size_t)r * lda + j];
             for (int i = at; i < n; i++) c[(size_t)r * ldc + i] += x * b[(size_t)j * ldb + i];
         }
 }
+
+#ifdef HALVES
+static void mix_halves(const float* a, int lda, const uint16_t* b, int ldb, float* c, int ldc, int rows, int n, int d) {
+    const int at = mix_whole(a, lda, b, ldb, c, ldc, rows, n, d);
+    for (int r = 0; r < rows && at < n; r++)
+        for (int j = 0; j < d; j++)
+            for (int i = at; i < n; i++)
+                c[(size_t)r * ldc + i] += a[(size_t)r * lda + j] * _mm_cvtss_f32(_mm_cvtph_ps(_mm_cvtsi32_si128(b[(size_t)j * ldb + i])));
+}
+#else
+constexpr void (*mix_halves)(const float*, int, const uint16_t*, int, float*, int, int, int, int) = nullptr;
+#endif
 
 // e^x to two units in the last place, for x <= 88; 1e-38 for what is smaller than -87.
 static inline float exponential(float x) {
@@ -153,6 +182,6 @@ static void from_int8(const int8_t* x, float* y, size_t n) {
     for (size_t i = 0; i < n; i++) y[i] = (float)x[i];
 }
 
-const Steps STEPS = {mix, most, exp_sum, swiglu, rms_norm, rotate, to_half, to_int8, from_int8};
+const Steps STEPS = {mix, mix_halves, most, exp_sum, swiglu, rms_norm, rotate, to_half, to_int8, from_int8};
 
 }  // namespace panza::PANZA_ISA
