@@ -224,10 +224,8 @@ class Settings(ctypes.Structure):
 def ggml() -> Any:
     """The functions of ggml from llama-cpp-python's libraries, and `context(tensors, graphs)`."""
     complaints()  # which else, like all that it tells, go to standard error
-    file = next(
-        (Path(package("llama_cpp").__file__).parent / "lib").glob("*ggml.*")
-    )  # whose dependencies have the functions
-    library = ctypes.CDLL(str(file))
+    folder = Path(package("llama_cpp").__file__).parent / "lib"
+    library = ctypes.CDLL(str(next(folder.glob("*ggml.*"))))  # whose dependencies have the functions
     for name, (returns, *takes) in FUNCTIONS.items():
         function = getattr(library, name)
         function.restype, function.argtypes = returns, takes
