@@ -65,8 +65,9 @@ class TorchLinear:
     def sample(self, x: np.ndarray, pool: Any) -> float:
         """Seconds of a product with x (T, D)."""
         torch.set_num_threads(pool.threads)
-        self.at, given = (self.at + 1) % len(self.copies), torch.from_numpy(x).to(self.dtype)
-        time.sleep(REST)
+        given = torch.from_numpy(x).to(self.dtype)
+        self._product(given)  # wakes the threads, as the sum before it does for ours
+        self.at = (self.at + 1) % len(self.copies)
         start = time.perf_counter()
         self._product(given)
         seconds = time.perf_counter() - start
@@ -93,9 +94,9 @@ class GgmlLinear:
         """Seconds of a product with x (T, D)."""
         self._prepare(x)
         self._use_threads(pool.threads)
-        self.at = (self.at + 1) % len(self.weights)
         self.ggml.ggml_threadpool_resume(self.pools[pool.threads])
-        time.sleep(REST)  # its threads wait for work by now
+        self.ggml.ggml_backend_graph_compute(self.backend, self.graphs[self.at])  # wakes the threads
+        self.at = (self.at + 1) % len(self.weights)
         start = time.perf_counter()
         failed = self.ggml.ggml_backend_graph_compute(self.backend, self.graphs[self.at])
         seconds = time.perf_counter() - start
