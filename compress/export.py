@@ -13,12 +13,19 @@ from compress.errors import CompressError
 
 
 def export(
-    source: str | Path, out: Path, name: str, kind: str = "F16", text: Path | None = None, sequences: int = 64
+    source: str | Path,
+    out: Path,
+    name: str,
+    kind: str = "",
+    text: Path | None = None,
+    sequences: int = 64,
+    adapter: Path | None = None,
 ) -> dict[str, Any]:
     """Write the model in the directory `source` to `out` as `formats.PLAIN`, one of `formats.FORMATS` or GGUF; what was written.
 
-    kind, text, sequences: see `export_gguf`. layers: how many stay compressed. Raises CompressError, naming the layer,
-    for what the format cannot say.
+    kind: see `export_gguf`; "" for F16, or F32 of an adapter. text, sequences: see there. adapter: a directory with LoRA on
+    this model, which is written alone, as GGUF. layers: how many stay compressed. Raises CompressError, naming the layer, for
+    what the format cannot say.
     """
     from compress.checkpoint import load_model
     from compress.formats import GGUF, PLAIN, export_model, format_module
@@ -31,8 +38,12 @@ def export(
     model = load_model(source)
     if name == GGUF:
         from compress.formats.gguf import export_gguf
+        from compress.formats.gguf_lora import export_lora
 
-        made = {"layers": 0} | export_gguf(model, source, out, kind, text, sequences)
+        if adapter is not None:
+            made = export_lora(model, adapter, out, kind or "F32")
+        else:
+            made = {"layers": 0} | export_gguf(model, source, out, kind or "F16", text, sequences)
         return {"out": str(out), "format": name, "bytes": out.stat().st_size} | made
     if not quantized_layers(model):
         raise CompressError(f"'{source}' is not compressed: give what python -m compress wrote")
@@ -57,11 +68,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--calibration", type=Path, metavar="TEXT", help="weigh a layer's inputs by what this brings there"
     )
     gguf.add_argument("--sequences", type=int, default=64, help="of calibration, 512 tokens each")
+    gguf.add_argument(
+        "--adapter",
+        type=Path,
+        metavar="DIR",
+        help="write this LoRA on the model, and not the model; F32 (default), F16, BF16",
+    )
     a = parser.parse_args(arguments)
-    if a.format != GGUF and (a.type or a.calibration):
-        parser.error("--type and --calibration go with --format gguf")
+    if a.format != GGUF and (a.type or a.calibration or a.adapter):
+        parser.error("--type, --calibration and --adapter go with --format gguf")
+    if a.adapter and a.calibration:
+        parser.error("--calibration weighs a model's inputs: leave it out with --adapter")
     try:
-        found = export(a.model, a.out, a.format, a.type or "F16", a.calibration, a.sequences)
+        found = export(a.model, a.out, a.format, a.type or "", a.calibration, a.sequences, a.adapter)
     except CompressError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -76,6 +95,8 @@ def sentence(found: dict[str, Any]) -> str:
     size = f"{found['out']}: {found['bytes'] / 1e6:.1f} MB, {found['format']}"
     if found["format"] != GGUF:
         return f"{size}, {found['layers']} layers compressed"
+    if "adapted" in found:
+        return f"{size} {found['type']}, an adapter of {found['adapted']} layers"
     nearly = f"llama.cpp splits text almost as the model's tokenizer does: {found['alike']:.1%} of the probes' tokens"
     return f"{size} {found['type']}" + ("" if found["alike"] == 1 else f"; {nearly}")
 

@@ -17,15 +17,12 @@ from typing import Any
 import numpy as np
 
 from compress import native, tensors
-from compress.errors import BROKEN, CompressError
+from compress.errors import BROKEN, CompressError, Unsupported
+from compress.lora import read_lora
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "phi3")
 LARGEST_HALF = 65504  # of fp16, in which plain weights are kept
 MOST_CONTEXT = 8192  # tokens of cache, if the caller names no number: a model's own limit may be a million
-
-
-class Unsupported(CompressError):
-    """This model, or this installation, has no native path; the message says what it lacks."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -320,18 +317,7 @@ def _build(shape: dict[str, Any], weights: Weights, config: dict[str, Any]) -> A
 
 def _attach(weights: Weights, adapter: Path) -> None:
     """Add a peft LoRA adapter to the weights. Raises Unsupported for what is more than LoRA on linear layers."""
-    config = _json(adapter / "adapter_config.json")
-    if config.get("peft_type") != "LORA" or config.get("use_dora") or config.get("modules_to_save"):
-        raise Unsupported(f"the adapter in '{adapter}' is more than plain LoRA")
-    arrays, _ = tensors.read(adapter / "adapter_model.safetensors")
-    halves = {name.split(".lora_A.")[0] for name in arrays if ".lora_A." in name}
-    if len(arrays) != 2 * len(halves) or any(config.get(key) for key in ("rank_pattern", "alpha_pattern")):
-        raise Unsupported(f"the adapter in '{adapter}' is more than plain LoRA")
-    for half in sorted(halves):
-        name = half.removeprefix("base_model.model.")
+    for name, factors in read_lora(adapter).items():
         if name not in weights.made or name in ("lm_head", "model.embed_tokens"):
             raise Unsupported(f"the adapter changes '{name}'")
-        A, B = (native._floats(arrays[f"{half}.lora_{part}.weight"]) for part in "AB")
-        rank = A.shape[0]
-        scale = config["lora_alpha"] / (math.sqrt(rank) if config.get("use_rslora") else rank)
-        weights.made[name].add_low_rank(A, B, scale)
+        weights.made[name].add_low_rank(factors.A, factors.B, factors.scale)

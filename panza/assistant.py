@@ -62,7 +62,8 @@ class Assistant:
     def status(self) -> Status:
         """Counts and names; loads no model."""
         report = read_report(self.adapter) if self.adapter else {}
-        trained = f"trained on {report['pairs']} mails" if report else ""
+        beside = models.adapter_beside(self.base)
+        trained = f"trained on {report['pairs']} mails" if report else beside.name if beside else ""
         if report and report["loss_before"] is not None:
             trained += f", loss {report['loss_before']:.2f} → {report['loss_after']:.2f}"
         return Status(
@@ -261,7 +262,7 @@ class Assistant:
 
     def _kept(self, use: str, adapter: bool, load: Callable[[Path | None], Any], small: Path | None = None) -> Any:
         """A model that stays in memory, alone, until another is wanted or its files change."""
-        folder = self.adapter if adapter else None
+        folder = (self.adapter or models.adapter_beside(self.base)) if adapter else None
         files = [folder, small and small / smaller.CARD]
         key = [(str(f), f.stat().st_mtime if f else 0.0) for f in files]
         if use not in self._models or self._models[use][0] != key:

@@ -273,6 +273,24 @@ def test_a_template_that_cannot_be_rendered_is_one_sentence(tiny_gguf: Path, tmp
         opened(broken)
 
 
+def test_a_gguf_file_takes_an_adapter(tiny_gguf: Path, tiny_base: Path, tmp_path: Path, capfd):
+    from compress.export import export
+
+    adapter, file = trained(tiny_base, tmp_path / "adapter"), shutil.copy(tiny_gguf, tmp_path / "tiny.gguf")
+    assert models.adapter_beside(str(file)) is None and models.adapter_beside(str(tiny_base)) is None
+    lora = tmp_path / "tiny.lora.gguf"
+    export(tiny_base, lora, "gguf", adapter=adapter)
+    assert models.adapter_beside(str(file)) == lora
+    assert text(opened(file, adapter=lora)) == text(load(str(tiny_base), adapter)) != text(opened(file))
+    lora.write_bytes(tiny_gguf.read_bytes())
+    capfd.readouterr()
+    with pytest.raises(UserError, match="tiny.lora.gguf' holds no adapter for this model: expect general.type to be"):
+        opened(file, adapter=lora)
+    with pytest.raises(UserError, match="none.gguf' holds no adapter for this model: .*No such file"):
+        opened(file, adapter=tmp_path / "none.gguf")
+    assert capfd.readouterr() == ("", "")
+
+
 def test_a_missing_file_is_one_sentence(tmp_path: Path):
     with pytest.raises(UserError, match="There is no file '.*none.gguf'"):
         load_for_drafts(str(tmp_path / "none.gguf"))
@@ -285,7 +303,7 @@ def test_a_gguf_file_only_drafts(tiny_gguf: Path, tmp_path: Path):
     assert models.weights_id(str(tiny_gguf)) == ""
     with pytest.raises(UserError, match="which llama.cpp runs, not torch: leave --backend out"):
         load_for_drafts(str(tiny_gguf), backend="torch")
-    with pytest.raises(UserError, match="no adapter can be attached"):
+    with pytest.raises(UserError, match="is a GGUF file, and so must its adapter be"):
         load_for_drafts(str(tiny_gguf), tmp_path)
 
 
@@ -304,3 +322,17 @@ def test_the_verbs_say_what_runs(tiny_base: Path, tiny_gguf: Path, tmp_path: Pat
     assert (report["backend"], report["model"]) == ("llama.cpp", str(tiny_gguf)) and report["tokens_per_s"] > 0
     done = panza("train")
     assert done.returncode == 1 and "is a GGUF file, which only drafts" in done.stderr
+
+
+def test_the_adapter_beside_a_gguf_file_drafts_unless_told_not_to(tiny_base: Path, tiny_gguf: Path, tmp_path: Path):
+    from compress.export import export
+
+    file, panza = shutil.copy(tiny_gguf, tmp_path / "mine.gguf"), Panza(tmp_path)
+
+    def drafted(*more: str) -> str:
+        return json.loads(panza("draft", "yes", "--base", file, "--json", *more).stdout)["text"]
+
+    alone = drafted()
+    export(tiny_base, tmp_path / "mine.lora.gguf", "gguf", adapter=trained(tiny_base, tmp_path / "adapter"))
+    assert drafted() != alone and drafted("--no-adapter") == alone
+    assert json.loads(panza("status", "--json").stdout)["adapter"] == "mine.lora.gguf"

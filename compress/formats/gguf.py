@@ -1,7 +1,7 @@
 """A whole model as one GGUF file for llama.cpp. Knows what llama.cpp calls things; knows no method, no codes.
 
 Every layer is decoded and written at 16 bits; the smaller types llama.cpp itself makes of that (`gguf_types`). A
-transformers model becomes one of `ARCHITECTURES`; what such a one cannot say is refused by name.
+transformers model becomes one of `ARCHITECTURES`; what such a one cannot say is refused by name. Adapters: `gguf_lora`.
 """
 
 from __future__ import annotations
@@ -84,22 +84,22 @@ def export_gguf(
     if sequences < 1:
         raise CompressError(f"sequences is {sequences}: give 1 or more")
     arch = architecture(model)
-    tokenizer, names = load_tokenizer(source), _names(arch, model.config)
+    tokenizer, names = load_tokenizer(source), tensor_names(arch, model.config)
     words, found = vocabulary(tokenizer, len(model.get_input_embeddings().weight), alike)
     numbers, tensors = _numbers(model.config, arch)
     keys = {"general.name": source.resolve().name, **{f"{arch.name}.{k}": v for k, v in numbers.items()}, **words}
     for name, tensor in dense_tensors(model, {}, torch.float32).items():
         if name not in tied_names(model):
-            tensors[names(name)] = _value(name, tensor, arch, model.config)
+            tensors[names(name)] = tensor_value(name, tensor, arch, model.config)
     with new_file(out) as part:
         if kind in PLAIN_TYPES:
-            _write(part, arch.name, keys, tensors, kind)
+            write(part, arch.name, keys, tensors, kind)
         else:
             read = {}
             if text is not None or needs_importance(kind):
                 read = importance(model, calibration(model, tokenizer, text, sequences))
             with new_file(out.with_name(out.name + ".16"), keep=False) as whole:
-                _write(whole, arch.name, keys, tensors, half_for(tensors.values()))
+                write(whole, arch.name, keys, tensors, half_for(tensors.values()))
                 requantize(whole, part, kind, {names(f"{layer}.weight"): x for layer, x in read.items()})
     return {"type": kind, "pre": words["tokenizer.ggml.pre"], "alike": found}
 
@@ -216,7 +216,7 @@ def _longrope(config: Any, rope: dict[str, Any], turned: int) -> Scaling:
 SCALINGS = {"linear": _linear, "llama3": _llama3, "yarn": _yarn, "longrope": _longrope}
 
 
-def _names(arch: Architecture, config: Any) -> Callable[[str], str]:
+def tensor_names(arch: Architecture, config: Any) -> Callable[[str], str]:
     """llama.cpp's name of a tensor, from transformers'. Raises CompressError for one that it does not have."""
     gguf = package("gguf")
     names = gguf.get_tensor_name_map(gguf.MODEL_ARCH[arch.name.upper()], config.num_hidden_layers)
@@ -229,7 +229,7 @@ def _names(arch: Architecture, config: Any) -> Callable[[str], str]:
     return named
 
 
-def _value(name: str, tensor: Tensor, arch: Architecture, config: Any) -> Tensor:
+def tensor_value(name: str, tensor: Tensor, arch: Architecture, config: Any) -> Tensor:
     """The tensor as llama.cpp computes with it."""
     layer, _, leaf = name.rpartition(".")
     if arch.paired and layer.endswith(("q_proj", "k_proj")):
@@ -238,7 +238,7 @@ def _value(name: str, tensor: Tensor, arch: Architecture, config: Any) -> Tensor
     return tensor + arch.norm if layer.endswith("norm") and leaf == "weight" else tensor
 
 
-def _write(path: Path, arch: str, keys: dict[str, Any], tensors: dict[str, Tensor], kind: str) -> None:
+def write(path: Path, arch: str, keys: dict[str, Any], tensors: dict[str, Tensor], kind: str) -> None:
     """A file of one of PLAIN_TYPES: matrices of that type, vectors fp32."""
     gguf = package("gguf")
     writer = gguf.GGUFWriter(path, arch)

@@ -22,7 +22,7 @@ from panza.types import UserError
 
 __all__ = [
     "ChatTokenizer", "Completion", "Model", "Sampling", "TorchModel",
-    "base_id", "check_learns", "choose", "complete_batch", "generate_batch", "folder", "hub_allowed", "is_gguf", "load", "load_base",
+    "adapter_beside", "base_id", "check_learns", "choose", "complete_batch", "generate_batch", "folder", "hub_allowed", "is_gguf", "load", "load_base",
     "load_for_drafts", "settle_libraries",
 ]  # fmt: skip
 
@@ -79,9 +79,11 @@ def _load_llama_cpp(base: str, adapter: Path | None, fetch: bool, backend: str, 
     if is_gguf(base):
         if backend not in ("auto", "llama.cpp"):
             raise UserError(f"'{base}' is a GGUF file, which llama.cpp runs, not {backend}: leave --backend out.")
-        if adapter is not None:
-            raise UserError(f"'{base}' is a GGUF file, to which no adapter can be attached: draft with --no-adapter.")
-        return open_gguf(Path(base).expanduser(), base_id(base))
+        if adapter is not None and adapter.suffix != ".gguf":
+            raise UserError(
+                f"'{base}' is a GGUF file, and so must its adapter be: python -m compress.export writes such ones."
+            )
+        return open_gguf(Path(base).expanduser(), base_id(base), adapter)
     package()  # said before anything is fetched
     if (place := folder(base)) is None:
         load_base(base, fetch)
@@ -96,6 +98,12 @@ def _load_llama_cpp(base: str, adapter: Path | None, fetch: bool, backend: str, 
 def is_gguf(base: str) -> bool:
     """Whether `base` names a GGUF file."""
     return base.lower().endswith(".gguf") and not Path(base).expanduser().is_dir()
+
+
+def adapter_beside(base: str) -> Path | None:
+    """The adapter of a GGUF base: FILE.lora.gguf beside FILE.gguf, if there is one."""
+    file = Path(base).expanduser().with_suffix(".lora.gguf") if is_gguf(base) else None
+    return file if file and file.is_file() else None
 
 
 def check_learns(base: str) -> None:

@@ -95,14 +95,16 @@ def _choice(sampling: Sampling) -> Iterator[Callable[[Any], int]]:
         llama_cpp.llama_sampler_free(chain)
 
 
-def open_gguf(file: Path, name: str) -> LlamaModel:
-    """The model in a GGUF file, with the file's own tokenizer. Raises UserError."""
+def open_gguf(file: Path, name: str, adapter: Path | None = None) -> LlamaModel:
+    """The model in a GGUF file, with the file's own tokenizer; adapter: a GGUF file with LoRA on it. Raises UserError."""
     from jinja2 import TemplateError
 
     package()
     if not file.is_file():
         raise UserError(f"There is no file '{file}': give a GGUF file, or a directory with a Hugging Face model.")
     llama = _load(file)
+    if adapter is not None:
+        _attach(llama, adapter)
     tokenizer = GgufTokenizer(llama)
     try:
         chat_tokenizer = ChatTokenizer(tokenizer)
@@ -189,6 +191,21 @@ def _opened(file: Path, context: int) -> Any:
     except (ValueError, TemplateError) as error:
         why = said[0].strip().removeprefix("llama_model_load: error loading model: ") if said else str(error)
         raise UserError(f"'{file}' holds no model that llama.cpp reads: {why}.") from error
+
+
+def _attach(llama: Any, adapter: Path) -> None:
+    """Add a LoRA adapter, which goes with its model. Raises UserError. llama_cpp.Llama itself would draft without a bad one."""
+    from compress.llama_cpp import complaints
+
+    llama_cpp, said = package(), complaints()
+    said.clear()
+    found = llama_cpp.llama_adapter_lora_init(llama.model, str(adapter).encode())
+    if not found:
+        why = said[-1].strip().rpartition("adapter: ")[2] if said else "llama.cpp does not say why"
+        raise UserError(f"'{adapter}' holds no adapter for this model: {why}.")
+    one = (llama_cpp.llama_adapter_lora_p_ctypes * 1)(found)
+    failed = llama_cpp.llama_set_adapters_lora(llama.ctx, one, 1, (ctypes.c_float * 1)(1.0))
+    assert not failed, f"llama_set_adapters_lora says {failed}"
 
 
 def package() -> ModuleType:
