@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ import numpy as np
 
 from compress import native, tensors
 from compress.errors import BROKEN, CompressError, Unsupported
+from compress.guess import Lookup, Pace
 from compress.lora import read_lora
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "phi3")
@@ -43,6 +45,7 @@ class Runtime:
     def __init__(self, model: Any, context: int, threads: int = 0, cache_bits: int = 16) -> None:
         self.model, self.context = model, context
         self.session = native._kernels.Session(model, native.pool(threads), cache_bits)
+        self._pace = Pace()
         self._one_at_a_time = threading.Lock()
 
     def generate(
@@ -52,30 +55,43 @@ class Runtime:
         most: int = 1 << 30,
         ends: frozenset[int] = frozenset(),
         stopped: Callable[[], bool] = lambda: False,
+        guess: bool = True,
     ) -> Iterator[int]:
         """Tokens after `prompt`, until one of `ends` (not yielded), `most` of them, a full context, or `stopped()`.
 
-        A second caller waits. Raises ValueError for an empty prompt, ids that the model does not know, or a prompt that
-        does not fit.
+        guess: read several tokens at once where the text so far tells what may come: sooner, and the same tokens. A second
+        caller waits. Raises ValueError for an empty prompt, ids that the model does not know, or a prompt that does not fit.
         """
         how = {
             name: getattr(sampling, name) for name in ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
         }
         choice = native._kernels.Sampling(**how)
         with self._one_at_a_time:
-            session = self.session
-            session.seed(sampling.seed)
-            session.prompt(list(prompt), stopped)
-            for count in range(1, most + 1):
-                if stopped():
+            self.session.seed(sampling.seed)
+            self.session.prompt(list(prompt), stopped)
+            if most < 1 or stopped():
+                return
+            text, written = Lookup(prompt), 0
+            self._pace.begin()
+            sampled = [self.session.sample(choice)]
+            while True:
+                for token in sampled:
+                    if token in ends or stopped():
+                        return
+                    yield token
+                    text.add(token)
+                    written += 1
+                room = min(most - written, self.context + 1 - len(text.tokens))
+                if room < 1 or stopped():
                     return
-                token = session.sample(choice)
-                if token in ends:
-                    return
-                yield token
-                if count == most or len(session.tokens) >= self.context or stopped():
-                    return
-                session.read([token])
+                sampled = self._follow(text, min(room - 1, self._pace.guesses()) if guess else 0, choice)
+
+    def _follow(self, text: Lookup, most: int, choice: Any) -> list[int]:
+        """The next tokens: those of at most `most` guesses that are right, and one more."""
+        guesses, begun = text.guess(most), time.perf_counter()
+        sampled = self.session.follow([text.tokens[-1], *guesses], choice)
+        self._pace.add(len(guesses), len(sampled) - 1, time.perf_counter() - begun)
+        return sampled
 
     def logits(self, ids: Sequence[int]) -> np.ndarray:
         """(tokens, vocab) fp32: after each token of a text that is read anew."""

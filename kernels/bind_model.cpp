@@ -60,6 +60,7 @@ void bind_model(nb::module_& m) {
         .def("prompt", &Session::prompt, "tokens"_a, "stopped"_a.none() = nb::none(), nb::call_guard<nb::gil_scoped_release>())
         .def("truncate", &Session::truncate, "length"_a, nb::call_guard<nb::gil_scoped_release>())
         .def("sample", &Session::sample, "sampling"_a, nb::call_guard<nb::gil_scoped_release>())
+        .def("follow", &Session::follow, "tokens"_a, "sampling"_a, nb::call_guard<nb::gil_scoped_release>())
         .def("seed", &Session::seed, "seed"_a)
         .def("all_logits", [](Session& self, const std::vector<int>& tokens) {
             std::vector<float> made;

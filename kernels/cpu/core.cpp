@@ -166,6 +166,7 @@ public:
                 kind_.pack(view_, packed_.as());
                 view_.packed = packed_.as();
                 tables_.scale_parts = tables_.zero_parts = {};
+                if (kind_.panel && kind_.packs_tables) forget();
             }
         }
     }
@@ -177,7 +178,17 @@ public:
         if (few_ && kind_.reads) return numbers + kind_.reads(view_);
         return numbers + 4 * tables_.values.size() + (view_.packed ? packed_.size() : codes_.size());
     }
-    void decode(int first, int last, float* out) const override { kind_.decode(view_, first, last, out); }
+    void decode(int first, int last, float* out) const override {
+        if (view_.codes) return kind_.decode(view_, first, last, out);
+        static thread_local Buffer block;
+        block.grow((size_t)BLOCK * view_.D * sizeof(float));
+        for (int n = first / BLOCK * BLOCK; n < last; n += BLOCK) {
+            kind_.panel(view_, n / BLOCK, 0, view_.D, block.as<float>());
+            for (int r = std::max(first, n); r < std::min(last, n + BLOCK); r++)
+                for (int d = 0; d < view_.D; d++)
+                    out[(size_t)(r - first) * view_.D + d] = block.as<float>()[(size_t)d * BLOCK + r - n];
+        }
+    }
 
     void multiply(const float* x, int tokens, float* y, Pool& pool, const Outliers* outliers) const override {
         if (!exact && tokens >= ROUNDED && isa_.matmul8->tokens && !outliers) return multiply_rounded(x, tokens, y, pool);
@@ -245,6 +256,13 @@ private:
         kind_.prepare(view_, inputs, prepared.as());
         inputs.prepared = prepared.as();
         return inputs;
+    }
+
+    // What is packed says it all: the file's codes and tables would be a second copy.
+    void forget() {
+        codes_ = {}, tables_ = {};
+        view_.codes = nullptr, view_.scale = {};
+        fill(view_);
     }
 
     void fill(GridView& v) {

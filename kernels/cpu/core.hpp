@@ -16,7 +16,10 @@ class Buffer {
 public:
     Buffer() = default;
     explicit Buffer(size_t bytes);  // zeros; pages that nobody writes take no memory
-    Buffer(const void* data, size_t bytes) : Buffer(bytes) { std::memcpy(data_, data, bytes); }
+    Buffer(const void* data, size_t bytes) : Buffer(bytes) {
+        read_as_stream();
+        std::memcpy(data_, data, bytes);
+    }
     template <class T = uint8_t>
     T* as() const { return reinterpret_cast<T*>(data_); }
     size_t size() const { return size_; }
@@ -90,7 +93,10 @@ void share(int blocks, Pool& pool, Task task) {
 // task(token) for each of them.
 template <class Task>
 void each(int tokens, Pool& pool, Task task) {
-    if (tokens == 1) return task(0);  // too little to wake others for
+    if (tokens <= FEW) {  // too little to wake others for
+        for (int t = 0; t < tokens; t++) task(t);
+        return;
+    }
     share(tokens, pool, [&](int first, int last) {
         for (int t = first; t < last; t++) task(t);
     });

@@ -12,7 +12,8 @@ namespace panza {
 // may be null.
 template <class View>
 struct Kind {
-    // Rows [first, last) as floats, scaled, into out (last - first, D). The definition; reads `codes`, never `packed`.
+    // Rows [first, last) as floats, scaled, into out (last - first, D). The definition; reads `codes`, never `packed`. A
+    // weight with a `panel` and `packs_tables` keeps neither codes nor tables once it is packed.
     void (*decode)(const View&, int first, int last, float* out);
     // Whether `multiply` and what belongs to it take this weight. Null: every one; otherwise decode and dot.
     bool (*takes)(const View&);

@@ -128,6 +128,21 @@ int Session::sample(const Sampling& sampling) {
     return panza::sample(logits_, tokens_, sampling, random_);
 }
 
+std::vector<int> Session::follow(const std::vector<int>& tokens, const Sampling& sampling) {
+    std::lock_guard lock(busy_);
+    expect(!tokens.empty(), "there is nothing to follow");
+    const size_t vocab = model_->shape().vocab;
+    const auto logits = all_logits(tokens);
+    tokens_.resize(tokens_.size() - tokens.size());
+    std::vector<int> sampled;
+    for (size_t i = 0; i < tokens.size() && (i == 0 || sampled.back() == tokens[i]); i++) {
+        tokens_.push_back(tokens[i]);
+        logits_.assign(logits.begin() + i * vocab, logits.begin() + (i + 1) * vocab);
+        sampled.push_back(sample(sampling));
+    }
+    return sampled;
+}
+
 // The outputs of several weights, one after the other, for each token.
 static void products(const std::vector<LinearPtr>& parts, const float* x, int tokens, std::vector<float>& y, std::vector<float>& piece, Pool& pool) {
     const int total = outputs(parts);

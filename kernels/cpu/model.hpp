@@ -68,6 +68,10 @@ public:
     void truncate(int length);  // forget all tokens from `length` on
 
     int sample(const Sampling& sampling);  // from the logits after the last token; std::logic_error if there are none
+    // Read `tokens`, of which all but the first are guesses at what `sample` will say, in one pass. Returns what it says after
+    // each, up to the first that is not the next guess; that one and the guesses from there on are not in the cache. The same
+    // tokens, of the same chance, as from sample and read in turns.
+    std::vector<int> follow(const std::vector<int>& tokens, const Sampling& sampling);
     void seed(uint64_t seed) { random_ = Random(seed); }
 
     const std::vector<int>& tokens() const { return tokens_; }

@@ -176,6 +176,38 @@ def test_a_common_beginning_is_read_once(models, chance: torch.Generator):
     assert list(runtime.generate(ids, most=10)) == first, "what came between leaves no trace"
 
 
+def test_guesses_are_kept_as_far_as_they_are_right(models, chance: torch.Generator):
+    runtime, ids = load(models("llama")[0]), some(30, chance)
+    text = list(runtime.generate(ids, most=9, guess=False))
+    session, greedy = runtime.session, native._kernels.Sampling()
+    session.prompt(ids)
+    assert session.follow(text[:4], greedy) == text[1:5], "all right"
+    wrong = (text[6] + 1) % 300
+    assert session.follow([text[4], text[5], wrong, text[7]], greedy) == text[5:7]
+    assert session.tokens == ids + text[:6], "what was wrong is forgotten"
+    assert session.follow(text[6:8], greedy) == text[7:9]
+    with pytest.raises(ValueError, match="nothing to follow"):
+        session.follow([], greedy)
+
+
+@pytest.mark.parametrize("kind", ["embedded", "mistral with a window"])
+def test_guesses_change_no_token(kind: str, models, chance: torch.Generator):
+    from panza.models import EMBEDDED
+
+    runtime = load(EMBEDDED if kind == "embedded" else models(kind)[0])
+    runtime._pace.guesses = lambda: 3  # whatever pays
+    follow, right = runtime._follow, []
+    runtime._follow = lambda *args: right.append(len(made := follow(*args)) - 1) or made
+    for seed in range(4):
+        ids = some(15, chance) * 4  # a trained model goes on with what it has read so often
+        for how in (Sampling(), Sampling(0.5, top_p=0.9, seed=seed), Sampling(0.5, repetition_penalty=1.2, seed=seed)):
+            plain = list(runtime.generate(ids, how, 40, guess=False))
+            assert list(runtime.generate(ids, how, 40)) == plain and len(plain) == 40
+            assert list(runtime.generate(ids, how, 40, ends=frozenset(plain[20:21]))) == plain[: plain.index(plain[20])]
+    print(sum(right), "of", len(right))
+    assert sum(right) > 40 or kind != "embedded", "some were right"
+
+
 def test_ends_and_stops(models, chance: torch.Generator):
     folder, _ = models("llama")
     runtime, ids = load(folder), some(30, chance)
