@@ -246,7 +246,7 @@ def test_sampling_follows_the_probabilities(models, chance: torch.Generator):
     probabilities = torch.softmax(reference(net, ids)[-1] / 0.8, 0)
     order = probabilities.sort(descending=True)
     nucleus = set(order.indices[order.values.cumsum(0) - order.values < 0.701].tolist())
-    third = order.values[2] * 0.999  # two that are as likely may change places
+    third = order.values[2] * 0.99  # two that are as likely may change places
 
     def drawn(count: int, **how) -> list[int]:
         return [next(runtime.generate(ids, Sampling(0.8, seed=seed, **how), most=1)) for seed in range(count)]
