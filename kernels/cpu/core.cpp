@@ -191,7 +191,14 @@ public:
     }
 
     void multiply(const float* x, int tokens, float* y, Pool& pool, const Outliers* outliers) const override {
-        if (!exact && tokens >= ROUNDED && isa_.matmul8->tokens && !outliers) return multiply_rounded(x, tokens, y, pool);
+        if (!exact && tokens >= ROUNDED && isa_.matmul8->tokens) {
+            multiply_rounded(x, tokens, y, pool);
+            if (outliers)
+                share((view_.N + BLOCK - 1) / BLOCK, pool, [&](int first, int last) {
+                    add_outliers(*outliers, x, tokens, first * BLOCK, std::min(view_.N, last * BLOCK), y);
+                });
+            return;
+        }
         if (tokens > std::max(FEW, kind_.most) || !few_) return multiply_panels(x, tokens, y, pool, outliers);
         for (int t = 0; t < tokens; t += MANY) {
             const float* from = x + (size_t)t * view_.D;
