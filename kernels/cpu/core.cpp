@@ -38,6 +38,7 @@ constexpr int BLOCK = 16;   // rows that lie side by side when many tokens multi
 constexpr int PANEL = 128;  // rows of a panel at most, and
 constexpr int DEPTH = 256;  // its inputs: 128 KB, which stay in the second-level cache
 constexpr int MANY = 96;    // tokens whose prepared inputs are kept at once
+constexpr int NEAR = 8;     // tokens whose inputs stay near while all outliers meet them
 constexpr int ROUNDED = 8;  // tokens from which products in 8 bits are faster than those of few tokens
 constexpr size_t BATCH = 4 << 20;  // floats of the inputs that multiply a panel while it is there
 
@@ -195,7 +196,9 @@ public:
             multiply_rounded(x, tokens, y, pool);
             if (outliers)
                 share((view_.N + BLOCK - 1) / BLOCK, pool, [&](int first, int last) {
-                    add_outliers(*outliers, x, tokens, first * BLOCK, std::min(view_.N, last * BLOCK), y);
+                    for (int t = 0; t < tokens; t += NEAR)
+                        add_outliers(*outliers, x + (size_t)t * view_.D, std::min(NEAR, tokens - t), first * BLOCK,
+                                     std::min(view_.N, last * BLOCK), y + (size_t)t * view_.N);
                 });
             return;
         }
