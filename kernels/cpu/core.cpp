@@ -289,10 +289,10 @@ private:
     void fill(GridView& v) {
         v.zero = tables_.zero.empty() ? nullptr : tables_.zero.data();
         v.zero_groups = tables_.zero_groups;
-        v.scale_parts = parts(tables_.scale_parts, v.N, tables_.scale_groups);
-        v.zero_parts = parts(tables_.zero_parts, v.N, tables_.zero_groups);
+        v.scale_parts = parts(tables_.scale_parts, tables_.scale_groups);
+        v.zero_parts = parts(tables_.zero_parts, tables_.zero_groups);
     }
-    static Parts parts(const TwoLevel& t, int N, int groups) {
+    static Parts parts(const TwoLevel& t, int groups) {
         return {t.codes.empty() ? nullptr : t.codes.data(), t.scale.data(), t.zero.data(), t.rows, groups};
     }
     void fill(LutView& v) { v.levels = tables_.values.data(); }

@@ -5,6 +5,10 @@
 #include <stdexcept>
 #include <string>
 
+#if defined(_MSC_VER)
+#include <intrin.h>
+#endif
+
 namespace panza {
 
 #define DECLARE(isa) \
@@ -35,7 +39,6 @@ bool has_avx512() {
            __builtin_cpu_supports("avx512vnni");
 }
 #elif defined(PANZA_HAS_AVX2)
-#include <intrin.h>
 bool bit(int leaf, int reg, int at) {
     int r[4];
     __cpuidex(r, leaf, 0);
