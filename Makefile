@@ -15,7 +15,7 @@ TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 NATIVE := $(if $(shell command -v $(or $(CXX),c++) 2>/dev/null),1,0)
 SOURCES := pyproject.toml $(wildcard kernels/CMakeLists.txt kernels/*.cpp kernels/cpu/*.?pp kernels/cpu/isa/*.?pp)
 
-.PHONY: run test install check clean
+.PHONY: run test install check sanitize clean
 run: $(VENV)/.installed
 	$(BIN)/panza demo
 
@@ -52,6 +52,21 @@ $(VENV)/.llama: $(VENV)/.installed-test
 	CMAKE_ARGS="$(LLAMA_CMAKE)" $(BIN)/pip install --quiet --disable-pip-version-check 'llama-cpp-python>=0.3.36,<0.4' || \
 		echo "llama.cpp could not be built: its tests will be skipped"
 	@touch $@
+
+# The kernels with AddressSanitizer and UndefinedBehaviorSanitizer (GCC on Linux) under their tests, as each instruction
+# set; then the usual ones again.
+SANITIZED := ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 UBSAN_OPTIONS=print_stacktrace=1 \
+ LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so)"
+EDITABLE := pip install --quiet --disable-pip-version-check --no-deps --editable .
+
+sanitize: $(VENV)/.installed-test
+	@rm -f $(VENV)/.installed
+	$(BIN)/$(EDITABLE) -C build-dir=build/sanitize -C cmake.define.PANZA_SANITIZE=ON
+	@sets=$$($(SANITIZED) $(BIN)/python -c 'from compress import _kernels; print(*_kernels.isas())') && status=0 && \
+	for isa in $$sets; do \
+		echo "As $$isa"; $(SANITIZED) PANZA_ISA=$$isa OMP_NUM_THREADS=1 $(BIN)/python -m pytest \
+		tests/kernels tests/compress/test_damage.py tests/compress/test_viterbi.py || status=1; done; \
+	$(BIN)/$(EDITABLE) && touch $(VENV)/.installed $(VENV)/.installed-test; exit $$status
 
 clean:
 	rm -rf $(VENV)

@@ -165,9 +165,11 @@ def _table(spec: dict[str, Any], name: str, N: int, D: int, arrays: Arrays) -> n
             return unpack(arrays[f"{name}.codes"], groups, spec["bits"]).astype(np.float32)
         case "two_level":
             codes = unpack(arrays[f"{name}.codes"], groups, spec["bits"]).astype(np.float32)
-            scale, zero = (
-                _floats(arrays[f"{name}.{part}"]).repeat(min(spec["rows"], N), 0)[:N] for part in ("scale", "zero")
-            )
+            rows = min(spec["rows"], N)
+            parts = [_floats(arrays[f"{name}.{part}"]) for part in ("scale", "zero")]
+            if rows < 1 or any(part.shape != (-(-N // rows), groups) for part in parts):
+                raise ValueError("its second level does not fit its size")
+            scale, zero = (part.repeat(rows, 0)[:N] for part in parts)
             return _whole(scale * (codes - zero))
     raise ValueError(f"unknown table '{spec['kind']}'")
 
@@ -178,12 +180,14 @@ def _parts(
     """What a two-level table is made of, so that a product reads its small codes rather than their values."""
     if spec is None or spec["kind"] != "two_level" or spec["bits"] > 8:
         return None
-    codes = unpack(arrays[f"{name}.codes"], spec["groups"], spec["bits"]).astype(np.uint8)
+    codes = _whole(unpack(arrays[f"{name}.codes"], spec["groups"], spec["bits"]).astype(np.uint8))
     return codes, _floats(arrays[f"{name}.scale"]), _floats(arrays[f"{name}.zero"]), min(spec["rows"], 1 << 30)
 
 
 def unpack(packed: np.ndarray, count: int, bits: int) -> np.ndarray:
-    """(..., bytes) uint8 -> (..., count) int32: compress.ops.unpack."""
+    """(..., bytes) uint8 -> (..., count) int32: compress.ops.unpack. Raises ValueError if they hold fewer."""
+    if not 1 <= bits <= 16 or count * bits > 8 * packed.shape[-1]:
+        raise ValueError(f"its {packed.shape[-1]} bytes hold no {count} codes of {bits} bits")
     at = np.arange(count) * bits
     stream = np.pad(packed, [(0, 0)] * (packed.ndim - 1) + [(0, 2)]).astype(np.int32)
     byte = at >> 3

@@ -23,7 +23,7 @@ Launch = Callable[..., None]
 
 def sources() -> Path:
     """Where the .cu files lie: in an installed package, or in the checkout beside it."""
-    packed = PACKAGE / "_cuda"
+    packed = PACKAGE / "_data" / "cuda"
     return packed if packed.is_dir() else PACKAGE.parent / "kernels" / "cuda"
 
 

@@ -123,14 +123,17 @@ def load(
         model = _build(shape, weights, config)
         if adapter is not None:
             _attach(weights, adapter)
-    except (*BROKEN, AttributeError) as error:
+    except (*BROKEN, MemoryError) as error:
         if isinstance(error, CompressError):
             raise
         said = (
             error if type(error) is ValueError else type(error).__name__
         )  # the extension's own sentences are ValueErrors
         raise CompressError(f"'{folder}' holds no model that can be read: {said}") from error
-    return Runtime(model, shape["context"], threads, cache_bits)
+    try:
+        return Runtime(model, shape["context"], threads, cache_bits)
+    except MemoryError as error:
+        raise CompressError(f"there is no memory for {shape['context']} tokens: name a smaller context") from error
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -180,7 +183,7 @@ class Weights:
             raise CompressError(f"'{name}' is no matrix")
         bias = self.numbers(f"{name}.bias", needed=False)
         if codes.dtype == np.int8:
-            return native.rows8(codes, self.arrays[f"{name}.weight.scale"], bias)
+            return native.rows8(codes, self._finite(f"{name}.weight.scale"), bias)
         if codes.dtype == np.uint16 and f"{name}.weight" not in self.halves or codes.dtype.kind not in "fu":
             raise Unsupported(f"'{name}' holds {codes.dtype} numbers")
         if codes.dtype.kind == "f" and codes.size and max(codes.max(), -codes.min()) >= LARGEST_HALF:
@@ -202,18 +205,25 @@ class Weights:
 
     def _state(self, prefix: str) -> dict[str, np.ndarray]:
         """The tensors below a prefix, those held elsewhere too. Raises CompressError for numbers that are not finite."""
-        found = {n[len(prefix) :]: a for n, a in self.arrays.items() if n.startswith(prefix)}
-        found |= {n[len(prefix) :]: self.arrays[owner] for n, owner in self.shared.items() if n.startswith(prefix)}
-        for name, array in found.items():
-            if array.dtype.kind == "f" and not np.isfinite(array).all():
-                raise CompressError(f"tensor '{prefix}{name}' holds numbers that are not finite")
-        return found
+        owners = {n: n for n in self.arrays if n.startswith(prefix)}
+        owners |= {n: owner for n, owner in self.shared.items() if n.startswith(prefix)}
+        return {name[len(prefix) :]: self._finite(owner) for name, owner in owners.items()}
 
     def numbers(self, name: str, needed: bool = True) -> np.ndarray | None:
-        """A vector as fp32."""
+        """A vector as fp32. Raises CompressError for numbers that are not finite."""
         if not needed and name not in self.arrays:
             return None
-        return native._floats(self.arrays[name])
+        return native._floats(self._finite(name))
+
+    def _finite(self, name: str) -> np.ndarray:
+        array = self.arrays[name]
+        if name in self.halves:
+            finite = ((array & 0x7F80) != 0x7F80).all()  # an exponent of ones is no number
+        else:
+            finite = array.dtype.kind != "f" or np.isfinite(array).all()
+        if not finite:
+            raise CompressError(f"tensor '{name}' holds numbers that are not finite")
+        return array
 
 
 def _files(folder: Path) -> list[Path]:

@@ -61,7 +61,7 @@ void bind_model(nb::module_& m) {
         .def("truncate", &Session::truncate, "length"_a, nb::call_guard<nb::gil_scoped_release>())
         .def("sample", &Session::sample, "sampling"_a, nb::call_guard<nb::gil_scoped_release>())
         .def("follow", &Session::follow, "tokens"_a, "sampling"_a, nb::call_guard<nb::gil_scoped_release>())
-        .def("seed", &Session::seed, "seed"_a)
+        .def("seed", &Session::seed, "seed"_a, nb::call_guard<nb::gil_scoped_release>())
         .def("all_logits", [](Session& self, const std::vector<int>& tokens) {
             std::vector<float> made;
             {
@@ -70,7 +70,14 @@ void bind_model(nb::module_& m) {
             }
             return array(made, tokens.size(), tokens.empty() ? 0 : made.size() / tokens.size());
         }, "tokens"_a)
-        .def_prop_ro("tokens", &Session::tokens)
-        .def_prop_ro("logits", [](const Session& self) { return array(self.logits(), 1, self.logits().size()); }, nb::rv_policy::move)
+        .def_prop_ro("tokens", &Session::tokens, nb::for_getter(nb::call_guard<nb::gil_scoped_release>()))
+        .def_prop_ro("logits", [](const Session& self) {
+            std::vector<float> made;
+            {
+                nb::gil_scoped_release release;
+                made = self.logits();
+            }
+            return array(made, 1, made.size());
+        }, nb::rv_policy::move)
         .def_prop_ro("cache_bytes", &Session::cache_bytes);
 }

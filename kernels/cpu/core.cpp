@@ -10,6 +10,9 @@
 #if defined(__linux__)
 #include <sys/mman.h>
 #endif
+#if defined(__SANITIZE_ADDRESS__)
+#include <sanitizer/asan_interface.h>
+#endif
 
 namespace panza {
 
@@ -22,6 +25,10 @@ Buffer::Buffer(size_t bytes) : size_(bytes) {
     memory_.reset(std::calloc(bytes + PAD + alignment, 1));
     if (!memory_) throw std::bad_alloc();
     data_ = reinterpret_cast<uint8_t*>((reinterpret_cast<uintptr_t>(memory_.get()) + alignment - 1) / alignment * alignment);
+#if defined(__SANITIZE_ADDRESS__)
+    const uint8_t* end = data_ + bytes + PAD;  // what is over for the alignment would hide who reads beyond
+    ASAN_POISON_MEMORY_REGION(end, static_cast<uint8_t*>(memory_.get()) + bytes + PAD + alignment - end);
+#endif
 }
 
 void Buffer::read_as_stream() {
@@ -45,6 +52,10 @@ constexpr size_t BATCH = 4 << 20;  // floats of the inputs that multiply a panel
 void expect(bool holds, const char* what) {
     if (!holds) throw std::invalid_argument(what);
 }
+
+constexpr int MOST_SIZE = 1 << 26;      // outputs or inputs: kernels count bytes of a row in 32 bits
+constexpr int MOST_BOOKS = 1 << 10;
+constexpr size_t MOST_CODES = 1 << 28;  // of a row
 
 size_t packed_bytes(size_t count, int bits) { return (count * bits + 7) / 8; }
 
@@ -278,10 +289,10 @@ private:
     void fill(GridView& v) {
         v.zero = tables_.zero.empty() ? nullptr : tables_.zero.data();
         v.zero_groups = tables_.zero_groups;
-        v.scale_parts = parts(tables_.scale_parts, v.N, tables_.scale_groups);
-        v.zero_parts = parts(tables_.zero_parts, v.N, tables_.zero_groups);
+        v.scale_parts = parts(tables_.scale_parts, tables_.scale_groups);
+        v.zero_parts = parts(tables_.zero_parts, tables_.zero_groups);
     }
-    static Parts parts(const TwoLevel& t, int N, int groups) {
+    static Parts parts(const TwoLevel& t, int groups) {
         return {t.codes.empty() ? nullptr : t.codes.data(), t.scale.data(), t.zero.data(), t.rows, groups};
     }
     void fill(LutView& v) { v.levels = tables_.values.data(); }
@@ -342,8 +353,11 @@ void check_parts(int N, const TwoLevel& t, size_t count, int groups) {
     expect(t.scale.size() == second && t.zero.size() == second, "its second level does not fit its size");
 }
 
+void check_size(int N, int D) {
+    expect(N > 0 && D > 0 && N <= MOST_SIZE && D <= MOST_SIZE, "a weight has outputs and inputs, at most 2^26 of each");
+}
+
 void check_tables(int N, int D, const Tables& t, size_t values) {
-    expect(N > 0 && D > 0, "a weight has outputs and inputs");
     expect(t.scale.size() == (size_t)N * t.scale_groups && (t.scale_groups == 0 || D % t.scale_groups == 0),
            "its scales do not fit its size");
     expect(t.zero.size() == (size_t)N * t.zero_groups && (t.zero_groups == 0 || D % t.zero_groups == 0),
@@ -401,6 +415,7 @@ void Outliers::add_to(int first, int from, int to, float* block, const Isa& isa)
 }
 
 std::unique_ptr<Core> make_grid(int N, int D, int bits, Buffer codes, Tables tables, const Isa& isa) {
+    check_size(N, D);
     check_bits(bits);
     check_tables(N, D, tables, 0);
     GridView view{.N = N, .D = D, .bits = bits, .stride = packed_bytes(D, bits)};
@@ -409,6 +424,7 @@ std::unique_ptr<Core> make_grid(int N, int D, int bits, Buffer codes, Tables tab
 }
 
 std::unique_ptr<Core> make_lut(int N, int D, int bits, int rows, Buffer codes, Tables tables, const Isa& isa) {
+    check_size(N, D);
     check_bits(bits);
     expect(rows == 1 || rows == N, "a table for all rows or one for each");
     check_tables(N, D, tables, (size_t)rows << bits);
@@ -419,8 +435,10 @@ std::unique_ptr<Core> make_lut(int N, int D, int bits, int rows, Buffer codes, T
 
 std::unique_ptr<Core> make_additive(int N, int D, int books, int bits, int group, Buffer codes, Tables tables,
                                     const Isa& isa) {
+    check_size(N, D);
     check_bits(bits);
-    expect(books > 0 && group > 0 && D % group == 0, "the group divides the inputs");
+    expect(group > 0 && D % group == 0, "the group divides the inputs");
+    expect(books > 0 && books <= MOST_BOOKS && (size_t)D / group * books <= MOST_CODES, "it has no codes or too many");
     check_tables(N, D, tables, ((size_t)books << bits) * group);
     AdditiveView view{.N = N,
                       .D = D,
@@ -433,6 +451,7 @@ std::unique_ptr<Core> make_additive(int N, int D, int books, int bits, int group
 }
 
 std::unique_ptr<Core> make_trellis(int N, int D, int step, int window, Buffer codes, Tables tables, const Isa& isa) {
+    check_size(N, D);
     check_bits(window);
     expect(step >= 1 && step <= window, "a window holds its new bits");
     expect(N % 16 == 0 && D % 16 == 0, "tiles fill the weight");
@@ -447,7 +466,8 @@ std::unique_ptr<Core> make_trellis(int N, int D, int step, int window, Buffer co
 }
 
 std::unique_ptr<Core> make_dense(int N, int D, Buffer halves, bool bfloat, const Isa& isa) {
-    expect(N > 0 && D > 0 && halves.size() == (size_t)N * D * 2, "a dense weight has N x D numbers of two bytes");
+    check_size(N, D);
+    expect(halves.size() == (size_t)N * D * 2, "a dense weight has N x D numbers of two bytes");
     return std::make_unique<Dense>(N, D, std::move(halves), bfloat, isa);
 }
 

@@ -5,6 +5,13 @@
 #include <stdexcept>
 #include <string>
 
+#if defined(_MSC_VER)
+#include <intrin.h>
+#elif defined(__linux__) && defined(__aarch64__)
+#include <asm/hwcap.h>
+#include <sys/auxv.h>
+#endif
+
 namespace panza {
 
 #define DECLARE(isa) \
@@ -35,7 +42,6 @@ bool has_avx512() {
            __builtin_cpu_supports("avx512vnni");
 }
 #elif defined(PANZA_HAS_AVX2)
-#include <intrin.h>
 bool bit(int leaf, int reg, int at) {
     int r[4];
     __cpuidex(r, leaf, 0);
@@ -49,6 +55,15 @@ bool has_avx512() {
 }
 #endif
 
+#if defined(PANZA_HAS_NEON) && defined(__linux__)
+bool has_neon() {  // ARMv8.2 and dot products
+    constexpr unsigned long NEEDED = HWCAP_ATOMICS | HWCAP_ASIMDRDM | HWCAP_ASIMDDP;
+    return (getauxval(AT_HWCAP) & NEEDED) == NEEDED;
+}
+#elif defined(PANZA_HAS_NEON)
+bool has_neon() { return true; }  // every Mac with an ARM processor
+#endif
+
 struct Entry {
     const Isa* table;
     bool runs;
@@ -58,7 +73,7 @@ const Entry* entries(int& count) {
     static const Entry all[] = {
         {&plain::TABLE, true},
 #ifdef PANZA_HAS_NEON
-        {&neon::TABLE, true},
+        {&neon::TABLE, has_neon()},
 #endif
 #ifdef PANZA_HAS_AVX2
         {&avx2::TABLE, has_avx2()},

@@ -13,13 +13,15 @@ void expect(bool holds, const std::string& what) {
     if (!holds) throw std::invalid_argument(what);
 }
 
-int outputs(const std::vector<LinearPtr>& parts) {
-    int sum = 0;
+constexpr int MOST_WIDTH = 1 << 22, MOST_CONTEXT = 1 << 30;  // a chunk's numbers, and a cache's positions, are counted in 32 bits
+
+int64_t outputs(const std::vector<LinearPtr>& parts) {
+    int64_t sum = 0;
     for (const auto& part : parts) sum += part->outputs();
     return sum;
 }
 
-bool read_from(const std::vector<LinearPtr>& parts, int inputs) {
+bool read_from(const std::vector<LinearPtr>& parts, int64_t inputs) {
     return !parts.empty() && std::all_of(parts.begin(), parts.end(), [&](const LinearPtr& p) { return p && p->inputs() == inputs; });
 }
 
@@ -29,6 +31,8 @@ Model::Model(Shape shape, LinearPtr embedding, LinearPtr head, std::vector<float
     : shape_(std::move(shape)), embedding_(std::move(embedding)), head_(std::move(head)), norm_(std::move(norm)), layers_(std::move(layers)), isa_(isa) {
     const auto& s = shape_;
     expect(s.vocab > 0 && s.hidden > 0 && s.heads > 0 && s.kv_heads > 0 && s.head_dim > 0 && s.ffn > 0 && s.context > 0 && s.window >= 0, "sizes are positive");
+    const int64_t queries = (int64_t)s.heads * s.head_dim, all = queries + 2 * (int64_t)s.kv_heads * s.head_dim;
+    expect(std::max({(int64_t)s.hidden, 2 * (int64_t)s.ffn, all}) <= MOST_WIDTH && s.context <= MOST_CONTEXT, "its sizes are those of no model");
     expect(s.heads % s.kv_heads == 0, "key heads divide the query heads");
     expect(s.frequencies.size() * 2 <= (size_t)s.head_dim, "a head rotates at most its size");
     expect(embedding_ && embedding_->outputs() == s.vocab && embedding_->inputs() == s.hidden && embedding_->has_rows(), "the embedding does not fit");
@@ -36,8 +40,8 @@ Model::Model(Shape shape, LinearPtr embedding, LinearPtr head, std::vector<float
     expect(norm_.size() == (size_t)s.hidden && layers_.size() == (size_t)s.layers, "the model's layers do not fit its shape");
     for (int i = 0; i < s.layers; i++) {
         const auto& layer = layers_[i];
-        const bool fits = read_from(layer.qkv, s.hidden) && outputs(layer.qkv) == (s.heads + 2 * s.kv_heads) * s.head_dim &&
-                          read_from({layer.out}, s.heads * s.head_dim) && layer.out->outputs() == s.hidden &&
+        const bool fits = read_from(layer.qkv, s.hidden) && outputs(layer.qkv) == all &&
+                          read_from({layer.out}, queries) && layer.out->outputs() == s.hidden &&
                           read_from(layer.gate_up, s.hidden) && outputs(layer.gate_up) == 2 * s.ffn &&
                           read_from({layer.down}, s.ffn) && layer.down->outputs() == s.hidden &&
                           layer.attention_norm.size() == (size_t)s.hidden && layer.ffn_norm.size() == (size_t)s.hidden &&
@@ -94,14 +98,16 @@ int Session::prompt(const std::vector<int>& tokens, const std::function<bool()>&
     while (common < std::min(tokens_.size(), tokens.size()) && tokens_[common] == tokens[common]) common++;
     common = std::min(common, tokens.size() - 1);
     const auto before = tokens_;
+    const std::vector<int> rest(tokens.begin() + common, tokens.end());
     truncate((int)common);
     try {
-        read({tokens.begin() + common, tokens.end()}, stopped);
+        check(rest);
     } catch (...) {
         tokens_ = before;  // the cache still holds them: nothing was read
         throw;
     }
-    return (int)(tokens.size() - common);
+    read(rest, stopped);
+    return (int)rest.size();
 }
 
 std::vector<float> Session::all_logits(const std::vector<int>& tokens) {
@@ -120,6 +126,21 @@ void Session::truncate(int length) {
     if (length < 0 || (size_t)length >= tokens_.size()) return;
     tokens_.resize(length);
     logits_.clear();
+}
+
+std::vector<int> Session::tokens() const {
+    std::lock_guard lock(busy_);
+    return tokens_;
+}
+
+std::vector<float> Session::logits() const {
+    std::lock_guard lock(busy_);
+    return logits_;
+}
+
+void Session::seed(uint64_t seed) {
+    std::lock_guard lock(busy_);
+    random_ = Random(seed);
 }
 
 int Session::sample(const Sampling& sampling) {
@@ -145,7 +166,7 @@ std::vector<int> Session::follow(const std::vector<int>& tokens, const Sampling&
 
 // The outputs of several weights, one after the other, for each token.
 static void products(const std::vector<LinearPtr>& parts, const float* x, int tokens, std::vector<float>& y, std::vector<float>& piece, Pool& pool) {
-    const int total = outputs(parts);
+    const int total = (int)outputs(parts);
     y.resize((size_t)tokens * total);
     if (tokens == 1 || parts.size() == 1) {
         float* to = y.data();
@@ -167,6 +188,7 @@ void Session::forward(const int* tokens, int count, float* logits, bool all) {
     const auto& s = model_->shape();
     const auto& isa = model_->isa();
     const int start = (int)tokens_.size(), rotated = (int)s.frequencies.size(), q_size = s.heads * s.head_dim;
+    if (start + count > s.context) throw std::length_error("the context of " + std::to_string(s.context) + " is full");  // `stopped` may have read, too
     x_.resize((size_t)count * s.hidden), h_.resize((size_t)count * std::max(s.hidden, q_size));
     cosines_.resize((size_t)count * rotated), sines_.resize((size_t)count * rotated);
     for (int t = 0; t < count; t++) {

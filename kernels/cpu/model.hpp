@@ -72,10 +72,10 @@ public:
     // each, up to the first that is not the next guess; that one and the guesses from there on are not in the cache. The same
     // tokens, of the same chance, as from sample and read in turns.
     std::vector<int> follow(const std::vector<int>& tokens, const Sampling& sampling);
-    void seed(uint64_t seed) { random_ = Random(seed); }
+    void seed(uint64_t seed);
 
-    const std::vector<int>& tokens() const { return tokens_; }
-    const std::vector<float>& logits() const { return logits_; }
+    std::vector<int> tokens() const;
+    std::vector<float> logits() const;
     size_t cache_bytes() const { return keys_.size() + values_.size() + steps_.size() * sizeof(float); }
 
     static constexpr int CHUNK = 256;  // tokens that go through the layers together
@@ -101,7 +101,7 @@ private:
     std::vector<int> tokens_;
     std::vector<float> logits_;
     Random random_{0};
-    std::recursive_mutex busy_;
+    mutable std::recursive_mutex busy_;
     std::vector<float> x_, h_, qkv_, mixed_, gate_up_, piece_, cosines_, sines_;
 };
 

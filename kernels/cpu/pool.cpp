@@ -1,6 +1,9 @@
 #include "pool.hpp"
 
 #include <chrono>
+#include <stdexcept>
+#include <string>
+#include <utility>
 
 #if defined(__x86_64__) || defined(_M_X64)
 #include <immintrin.h>
@@ -18,7 +21,12 @@ constexpr auto SPIN = std::chrono::microseconds(60);  // longer than a small lay
 }
 
 Pool::Pool(int threads) {
-    for (int i = 1; i < threads; i++) workers_.emplace_back([this] { work(); });
+    if (threads < 1 || threads > MOST) throw std::invalid_argument("a pool has 1 to " + std::to_string(MOST) + " threads, not " + std::to_string(threads));
+    workers_.reserve(threads - 1);
+    try {
+        for (int i = 1; i < threads; i++) workers_.emplace_back([this] { work(); });
+    } catch (const std::exception&) {  // of those who asked for work, some get it
+    }
 }
 
 Pool::~Pool() {
@@ -53,6 +61,17 @@ void Pool::run(int parts, const std::function<void(int)>& task) {
         else std::this_thread::yield();  // the straggler may want this very core
     }
     next_ = ~uint64_t(0);  // closed: who looked at it before the next round is set up takes nothing of it
+    if (thrown_) std::rethrow_exception(std::exchange(thrown_, nullptr));
+}
+
+void Pool::call(int part) noexcept {
+    try {
+        (*task_.load())(part);
+    } catch (...) {
+        std::lock_guard lock(mutex_);
+        if (!thrown_) thrown_ = std::current_exception();
+    }
+    done_++;
 }
 
 void Pool::take(uint64_t round) {
@@ -62,8 +81,7 @@ void Pool::take(uint64_t round) {
         const int part = static_cast<int>(at & 0xffffffff);
         if (part >= parts_) return;
         if (!next_.compare_exchange_weak(at, at + 1)) continue;
-        (*task_.load())(part);
-        done_++;
+        call(part);
     }
 }
 

@@ -3,6 +3,7 @@
 
 #include <atomic>
 #include <condition_variable>
+#include <exception>
 #include <functional>
 #include <mutex>
 #include <thread>
@@ -12,21 +13,23 @@ namespace panza {
 
 class Pool {
 public:
-    explicit Pool(int threads);
+    explicit Pool(int threads);  // fewer where the system gives no more; std::invalid_argument beyond 1 to MOST
     ~Pool();
     Pool(const Pool&) = delete;
     Pool& operator=(const Pool&) = delete;
 
+    static constexpr int MOST = 1024;
     int threads() const { return static_cast<int>(workers_.size()) + 1; }
 
     // Calls task(i) once for every i in [0, parts), the caller helping, and returns when all are done. Which thread takes
     // which part is free: a thread that another program holds up keeps only the part it has. A second caller waits for the
-    // first; a task must not call it.
+    // first; a task must not call it. What a task throws is thrown again when all are done, the first of several.
     void run(int parts, const std::function<void(int)>& task);
 
 private:
     void work();
     void take(uint64_t round);
+    void call(int part) noexcept;
 
     std::vector<std::thread> workers_;
     std::mutex running_;  // one round at a time
@@ -38,6 +41,7 @@ private:
     std::atomic<uint64_t> round_{0};
     std::atomic<int> parts_{0};
     std::atomic<const std::function<void(int)>*> task_{nullptr};
+    std::exception_ptr thrown_;  // under mutex_
     std::atomic<int> sleeping_{0};
     std::atomic<bool> stop_{false};
 };

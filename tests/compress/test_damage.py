@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 import resource
 import shutil
 from pathlib import Path
@@ -23,6 +24,7 @@ from compress.eora import repair
 from compress.errors import CompressError
 from compress.linear import QuantizedLinear
 from compress.methods import method
+from tests.conftest import needs_kernels
 
 SIZES = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "vocab_size": 64, "num_attention_heads": 2}
 KINDS = {
@@ -35,6 +37,7 @@ KINDS = {
     "down_proj": ("trellis", {}),
 }
 RUNS = settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True)
+SHAPES = st.lists(st.integers(0, 40), max_size=3).map(tuple)
 ROOM = 300_000  # KiB: far more than this model takes, far less than a made-up size would
 
 
@@ -181,3 +184,63 @@ def test_numbers_that_point_outside_are_named(name: str, whole: Path, torn: Path
     (torn / SPEC).write_bytes((whole / SPEC).read_bytes())
     with pytest.raises(CompressError, match=f"v_proj.*{POINTING[name]}"):
         load_model(torn)
+    if native.available():
+        with pytest.raises(CompressError, match=POINTING[name]):
+            runtime.load(torn)
+
+
+@needs_kernels
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_tables_and_norms_that_are_no_numbers_are_named(bad: float, whole: Path, torn: Path):
+    from safetensors.torch import load_file, save_file
+
+    tensors = load_file(whole / FILE)
+    (torn / SPEC).write_bytes((whole / SPEC).read_bytes())
+    names = [n for n, t in tensors.items() if t.is_floating_point() and (".quantized." in n or t.dim() == 1)]
+    assert len(names) > 15
+    for name in names:
+        for dtype in (tensors[name].dtype, torch.bfloat16):
+            damaged = tensors[name].to(dtype, copy=True)
+            damaged.view(-1)[-1] = bad
+            save_file(tensors | {name: damaged}, torn / FILE, metadata={"format": "pt"})
+            with pytest.raises(CompressError, match=f"'{re.escape(name)}' holds numbers that are not finite"):
+                runtime.load(torn)
+
+
+@needs_kernels
+@settings(RUNS, max_examples=150)
+@given(data=st.data())
+def test_edits_of_the_config(whole: Path, torn: Path, data: st.DataObject):
+    put(torn, (whole / FILE).read_bytes(), (whole / SPEC).read_bytes())
+    config = json.loads((whole / "config.json").read_text())
+    for _ in range(data.draw(st.integers(1, 2))):
+        config[data.draw(st.sampled_from(sorted(config)))] = data.draw(st.sampled_from(ODD + [4, 8, 2**30 + 4]))
+    (torn / "config.json").write_text(json.dumps(config))
+    try:
+        natively(torn)
+    finally:
+        shutil.copy(whole / "config.json", torn)
+
+
+@needs_kernels
+@RUNS
+@given(data=st.data())
+def test_damaged_adapters(whole: Path, tmp_path_factory: pytest.TempPathFactory, data: st.DataObject):
+    from safetensors.torch import save
+
+    sizes = {"A": (3, 32), "B": (32, 3)} | data.draw(st.just({}) | st.dictionaries(st.sampled_from("AB"), SHAPES))
+    layer = data.draw(st.sampled_from(["self_attn.q_proj", "self_attn.q_proj", "self_attn.x_proj", ""]))
+    key = f"base_model.model.model.layers.0.{layer}.lora_"
+    file = bytearray(save({f"{key}{part}.weight": torch.ones(size) for part, size in sizes.items()}))
+    if data.draw(st.booleans()):
+        file[data.draw(st.integers(0, len(file) - 1))] = data.draw(st.integers(0, 255))
+    scale = data.draw(st.sampled_from([8, 8, 0, None, "x", float("nan"), 10**400]))
+    folder = tmp_path_factory.mktemp("adapter")
+    (folder / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "lora_alpha": scale}))
+    (folder / "adapter_model.safetensors").write_bytes(file)
+    try:
+        made = runtime.load(whole, folder)
+    except CompressError as error:
+        assert len(str(error)) < 1000
+    else:
+        assert made.logits([1, 2, 3]).shape == (3, 64)

@@ -90,9 +90,9 @@ def reference(net: torch.nn.Module, ids: list[int]) -> torch.Tensor:
 
 
 def close(logits: np.ndarray, expected: torch.Tensor, tolerance: float = 1e-3) -> bool:
-    error = (torch.from_numpy(logits) - expected).norm() / expected.norm()
-    print(f"error {error:.1e}")
-    return bool(error <= tolerance)
+    error, size = (torch.from_numpy(logits) - expected).norm(), expected.norm()  # 0 after a padding token alone
+    print(f"error {error:.1e} of {size:.1e}")
+    return bool(error <= tolerance * size)
 
 
 @pytest.mark.parametrize("kind", MODELS)

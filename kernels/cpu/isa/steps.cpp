@@ -3,7 +3,7 @@
 
 namespace panza::PANZA_ISA {
 
-#if defined(__GNUC__)
+#if defined(__GNUC__) || defined(__clang__)
 #if defined(__AVX512F__)
 constexpr int WIDTH = 16;
 #elif defined(__AVX2__)
