@@ -52,6 +52,8 @@ void bind_model(nb::module_& m) {
         }, "shape"_a, "embedding"_a, "head"_a, "norm"_a, "layers"_a)
         .def_prop_ro("bytes", &Model::bytes, "Bytes of weights that one token reads.");
 
+    nb::class_<Company>(m, "Company").def(nb::init<>()).def("alone", &Company::alone).def("took", &Company::took, "seconds"_a);
+
     nb::class_<Session>(m, "Session")
         .def("__init__", [](Session* self, std::shared_ptr<Model> model, std::shared_ptr<Pool> pool, int cache_bits) {
             new (self) Session(std::move(model), std::move(pool), cache_bits);

@@ -347,7 +347,7 @@ def doctor(backend: Backend = "auto", home: Home = None, base: Base = None, as_j
 
     panza = Assistant(open_home(home), base, backend)
     report = examine(panza.drafting_model(), panza.why_not_native)
-    show(asdict(report), as_json, report.sentences())
+    show(asdict(report) | {"limited_by": report.limited_by}, as_json, report.sentences())
 
 
 @app.command()

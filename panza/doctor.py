@@ -12,6 +12,7 @@ from panza.models import Model, Sampling
 
 SPAN = 512 << 20  # bytes that the bandwidth is measured over: more than most caches hold
 TOKENS = 64  # of a draft that is timed
+MEMORY_BOUND = 0.7  # of the bandwidth of plain sums, from which on a faster kernel would gain little
 PROMPT = "Write a long mail to Anna about everything that happened at the review on Thursday, in many words."
 
 
@@ -31,7 +32,8 @@ class Report:
     megabytes_per_token: float | None  # of weights that one token reads
     prompt_tokens_per_s: float
     tokens_per_s: float
-    limit_tokens_per_s: float | None  # if memory were the only limit
+    limit_tokens_per_s: float | None  # if memory were the only limit, each token read for itself
+    passes_per_s: float | None  # tokens read one by one, without guesses
 
     def sentences(self) -> str:
         """For the terminal."""
@@ -48,12 +50,22 @@ class Report:
         lines.append(
             f"Drafting      {self.tokens_per_s:.0f} tokens/s; reads a prompt at {self.prompt_tokens_per_s:.0f} tokens/s"
         )
-        if self.limit_tokens_per_s:
-            share = 100 * self.tokens_per_s / self.limit_tokens_per_s
+        if self.limit_tokens_per_s and self.passes_per_s:
+            share = self.passes_per_s / self.limit_tokens_per_s
             lines.append(
-                f"Limit         {self.limit_tokens_per_s:.0f} tokens/s: a token reads {self.megabytes_per_token:.1f} MB of weights; {share:.0f} % reached"
+                f"Limit         {self.limit_tokens_per_s:.0f} tokens/s: a token reads {self.megabytes_per_token:.1f} MB of weights"
+            )
+            lines.append(
+                f"              One by one {self.passes_per_s:.0f} tokens/s, {100 * share:.0f} % of that: {self.limited_by} limits them"
             )
         return "\n".join(lines)
+
+    @property
+    def limited_by(self) -> str:
+        """Memory where the weights come nearly as fast as it gives them, else arithmetic; "" if that was not measured."""
+        if not self.limit_tokens_per_s or not self.passes_per_s:
+            return ""
+        return "memory" if self.passes_per_s > MEMORY_BOUND * self.limit_tokens_per_s else "arithmetic"
 
 
 def examine(model: Model, why_not_native: str) -> Report:
@@ -79,6 +91,7 @@ def examine(model: Model, why_not_native: str) -> Report:
         prompt_tokens_per_s=prompt_speed,
         tokens_per_s=speed,
         limit_tokens_per_s=bandwidth * 1e9 / weights if weights and bandwidth else None,
+        passes_per_s=pass_speed(runtime) if runtime else None,
     )
 
 
@@ -95,6 +108,17 @@ def read_bandwidth(span: int = 0, times: int = 5, threads: int = 0) -> float:
         native._kernels.sum(words, pool)
         seconds.append(time.perf_counter() - begun)
     return span / statistics.median(seconds) / 1e9
+
+
+def pass_speed(runtime: Any) -> float:
+    """Tokens a second, each read by itself behind those of the last draft; the median."""
+    session, seconds = runtime.session, []
+    session.truncate(runtime.context - TOKENS)
+    for _ in range(TOKENS):
+        begun = time.perf_counter()
+        session.read([0])
+        seconds.append(time.perf_counter() - begun)
+    return 1 / statistics.median(seconds)
 
 
 def speeds(model: Any) -> tuple[float, float]:

@@ -23,6 +23,18 @@ def test_the_native_backend_is_measured(monkeypatch: pytest.MonkeyPatch):
     assert report.limit_tokens_per_s == pytest.approx(report.gb_per_s * 1e3 / report.megabytes_per_token)
     text = report.sentences()
     assert "GB/s" in text and "on the native backend" in text and "MB of weights" in text
+    assert (
+        f"{report.threads} threads" in text and report.threads == native.cores() and "tokens/s; reads a prompt" in text
+    )
+    share = report.passes_per_s / report.limit_tokens_per_s
+    assert report.limited_by == ("memory" if share > doctor.MEMORY_BOUND else "arithmetic")
+    assert f"{report.limited_by} limits them" in text
+
+
+@pytest.mark.parametrize(("passes", "word"), [(90.0, "memory"), (30.0, "arithmetic"), (None, "")])
+def test_what_limits_is_said(passes: float | None, word: str):
+    report = doctor.Report("x", "3", "avx2", ["avx2"], 2, 5.0, "m", "native", "", 50.0, 400.0, 120.0, 100.0, passes)
+    assert report.limited_by == word and ("limits them" in report.sentences()) == bool(word)
 
 
 def test_torch_is_measured_and_why_is_said(tiny_base):

@@ -1,6 +1,7 @@
 #include "model.hpp"
 
 #include <algorithm>
+#include <chrono>
 #include <cmath>
 #include <stdexcept>
 #include <string>
@@ -87,7 +88,7 @@ void Session::read(const std::vector<int>& tokens, const std::function<bool()>& 
         const int count = (int)std::min<size_t>(CHUNK, tokens.size() - at);
         const bool last = at + count == tokens.size();
         if (last) logits_.resize(model_->shape().vocab);
-        forward(tokens.data() + at, count, last ? logits_.data() : nullptr, false);
+        pass(tokens.data() + at, count, last ? logits_.data() : nullptr, false);
     }
 }
 
@@ -116,7 +117,7 @@ std::vector<float> Session::all_logits(const std::vector<int>& tokens) {
     const size_t vocab = model_->shape().vocab;
     std::vector<float> made(tokens.size() * vocab);
     for (size_t at = 0; at < tokens.size(); at += CHUNK)
-        forward(tokens.data() + at, (int)std::min<size_t>(CHUNK, tokens.size() - at), made.data() + at * vocab, true);
+        pass(tokens.data() + at, (int)std::min<size_t>(CHUNK, tokens.size() - at), made.data() + at * vocab, true);
     if (!tokens.empty()) logits_.assign(made.end() - vocab, made.end());
     return made;
 }
@@ -181,6 +182,15 @@ static void products(const std::vector<LinearPtr>& parts, const float* x, int to
         for (int t = 0; t < tokens; t++) std::copy_n(piece.data() + (size_t)t * n, n, y.data() + (size_t)t * total + at);
         at += n;
     }
+}
+
+// `forward`, on as many threads as pay: the products of few tokens are so short that waiting for a thread may cost more.
+void Session::pass(const int* tokens, int count, float* logits, bool all) {
+    pool_->alone = count <= FEW && company_.alone();
+    const auto begun = std::chrono::steady_clock::now();
+    forward(tokens, count, logits, all);
+    pool_->alone = false;
+    if (count == 1) company_.took(std::chrono::duration<double>(std::chrono::steady_clock::now() - begun).count());
 }
 
 // Runs `count` tokens through all layers. logits: of the last (all: of each), or null.

@@ -83,6 +83,7 @@ public:
 
 private:
     void check(const std::vector<int>& tokens) const;
+    void pass(const int* tokens, int count, float* logits, bool all);
     void forward(const int* tokens, int count, float* logits, bool all);
     void attend(int layer, int start, int count);
     void attend_head(int layer, int head, int start, int first, int last);
@@ -101,6 +102,7 @@ private:
     std::vector<int> tokens_;
     std::vector<float> logits_;
     Random random_{0};
+    Company company_;  // of passes over one token
     mutable std::recursive_mutex busy_;
     std::vector<float> x_, h_, qkv_, mixed_, gate_up_, piece_, cosines_, sines_;
 };

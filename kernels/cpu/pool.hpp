@@ -26,6 +26,8 @@ public:
     // first; a task must not call it. What a task throws is thrown again when all are done, the first of several.
     void run(int parts, const std::function<void(int)>& task);
 
+    std::atomic<bool> alone{false};  // the caller does all itself
+
 private:
     void work();
     void take(uint64_t round);
@@ -44,6 +46,18 @@ private:
     std::exception_ptr thrown_;  // under mutex_
     std::atomic<int> sleeping_{0};
     std::atomic<bool> stop_{false};
+};
+
+// Whether work that comes again and again is done sooner with helpers or alone, by what it took: a helper whose core another
+// program wants makes all wait. Both are tried at first, and the other way now and then.
+class Company {
+public:
+    bool alone() const;
+    void took(double seconds);  // the work, done as `alone` said
+
+private:
+    double mean_[2] = {0, 0};  // of late, seconds: with helpers, alone
+    unsigned times_ = 0;
 };
 
 }  // namespace panza

@@ -208,6 +208,24 @@ def test_guesses_change_no_token(kind: str, models, chance: torch.Generator):
     assert sum(right) > 40 or kind != "embedded", "some were right"
 
 
+@pytest.mark.parametrize(("together", "alone"), [(1.0, 1.6), (3.0, 1.6)])
+def test_helpers_work_where_they_pay(together: float, alone: float):
+    company = native._kernels.Company()
+
+    def chosen(times: int, together: float, alone: float) -> float:
+        count = 0
+        for _ in range(times):
+            now = company.alone()
+            count += now
+            company.took(alone if now else together)
+        return count / times
+
+    share = chosen(1000, together, alone)
+    assert share < 0.06 if together < alone else share > 0.94
+    chosen(200, alone, together)  # the other program has come, or gone
+    assert (chosen(1000, alone, together) > 0.94) == (share < 0.06)
+
+
 def test_ends_and_stops(models, chance: torch.Generator):
     folder, _ = models("llama")
     runtime, ids = load(folder), some(30, chance)
