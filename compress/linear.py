@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from compress import cuda
 from compress.errors import CompressError
 from compress.weight import QuantizedWeight
 
@@ -40,6 +41,7 @@ class QuantizedLinear(nn.Linear):
         self.out_features, self.in_features = weight.shape
         self.bias = None if bias is None else nn.Parameter(bias.detach().clone(), requires_grad=False)
         self._held: Tensor | None = None
+        self._packed: tuple[object, cuda.Packed | None] = None, None  # what it was made of, and itself
 
     def hold(self, dtype: torch.dtype | None = None) -> None:
         """Keep the decoded weight as `dtype`, or let it go (None). It does not follow later changes of the codes."""
@@ -56,7 +58,26 @@ class QuantizedLinear(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         bias = None if self.bias is None else self.bias.to(x.dtype)
-        return F.linear(x, self.decoded().to(x), bias)
+        packed = self.packed() if self._multiplies_codes(x) else None
+        return F.linear(x, self.decoded().to(x), bias) if packed is None else cuda.linear(packed, x, bias)
+
+    def _multiplies_codes(self, x: Tensor) -> bool:
+        """Whether the GPU's kernels may do it: they give gradients of the inputs, none of the weight's parameters."""
+        halves = x.dtype in (torch.float16, torch.bfloat16) and not torch.is_autocast_enabled(x.device.type)
+        learns = torch.is_grad_enabled() and any(p.requires_grad for p in self.quantized.parameters())
+        return halves and not learns and self._held is None and cuda.usable(x.device)
+
+    def packed(self) -> cuda.Packed | None:
+        """The weight in the kernels' own layout, made at first use and anew after changes; None for kinds they do not take."""
+        if not torch.compiler.is_compiling():  # a compiled graph keeps what it was made with
+            now = [(t.data_ptr(), 0 if t.is_inference() else t._version) for t in self.quantized.state_dict().values()]
+            if self._packed[0] != now:
+                self._packed = now, cuda.pack(self.quantized)
+        return self._packed[1]
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> QuantizedLinear:
+        self._packed = None, None
+        return super()._apply(fn, recurse)
 
     def extra_repr(self) -> str:
         kind = type(self.quantized.decode).__name__.lower()

@@ -1,14 +1,18 @@
 """CUDA C++ compiled at first use for the card at hand, by the NVRTC that comes with torch. Knows sources; knows no weight.
 
 Nothing is needed at install. Where there is no NVRTC (a CPU build, ROCm) `kernel` gives None, and plain torch does the work.
+Machine code is kept in the folder `kernels` of PANZA_HOME, so that a second process compiles nothing.
 """
 
 from __future__ import annotations
 
 import ctypes
+import hashlib
+import os
 import sys
+import tempfile
 from collections.abc import Callable
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
 
 import torch
@@ -16,6 +20,7 @@ from torch import Tensor
 
 PACKAGE = Path(__file__).resolve().parent
 SHARED = 48 * 1024  # bytes of shared memory that a launch may ask for without more ado
+MAX_SHARED = 8  # the driver's number of the attribute that allows more
 PATTERNS = {"win32": ("nvrtc64_*.dll", "nvcuda.dll")}  # of the compiler, and the driver's name
 LINUX = ("libnvrtc.so.*", "libcuda.so.1")
 Launch = Callable[..., None]
@@ -27,42 +32,109 @@ def sources() -> Path:
     return packed if packed.is_dir() else PACKAGE.parent / "kernels" / "cuda"
 
 
-@lru_cache
-def kernel(name: str, device: int = 0) -> Launch | None:
-    """The function `name` of `name`.cu for that GPU, as launch(blocks, threads, shared_bytes, *arguments).
+@cache
+def kernel(
+    name: str,
+    device: int = 0,
+    function: str | None = None,
+    flags: tuple[str, ...] = (),
+    smallest: tuple[int, int] = (0, 0),
+) -> Launch | None:
+    """A function of `name`.cu for that GPU, as launch(blocks, threads, shared_bytes, *arguments); its name is `name` too.
 
-    Arguments are CUDA tensors, None (a null pointer) and ints (C's int); it runs on torch's current stream.
+    flags: for NVRTC, "-DR=2". Arguments are CUDA tensors, None (a null pointer), ints (C's int) and bytes (a struct); it
+    runs on torch's current stream. None without NVRTC, and on a card below the compute capability `smallest`.
     Raises RuntimeError with the compiler's own words for a source that does not compile.
     """
     found = _libraries()
-    if found is None:
+    if found is None or torch.cuda.get_device_capability(device) < smallest:
         return None
     compiler, driver = found
-    image = compiled((sources() / f"{name}.cu").read_bytes(), torch.cuda.get_device_capability(device), compiler)
-    module, function = ctypes.c_void_p(), ctypes.c_void_p()
+    module, loaded = _module(name, device, flags), ctypes.c_void_p()
     with torch.cuda.device(device):
         torch.cuda.current_stream()  # makes torch's context the current one
-        _sound(driver.cuModuleLoadData(ctypes.byref(module), image), "loading")
-        _sound(driver.cuModuleGetFunction(ctypes.byref(function), module, name.encode()), "loading")
+        _sound(driver.cuModuleGetFunction(ctypes.byref(loaded), module, (function or name).encode()), "loading")
+    allowed = [SHARED]
 
-    def launch(blocks: int, threads: int, shared: int, *arguments: Tensor | int | None) -> None:
+    def launch(blocks: int, threads: int, shared: int, *arguments: Tensor | int | bytes | None) -> None:
         values = [_c(argument, device) for argument in arguments]
         places = (ctypes.c_void_p * len(values))(*(ctypes.addressof(value) for value in values))
         with torch.cuda.device(device):  # its context is the one to launch in
+            if shared > allowed[0]:
+                _sound(driver.cuFuncSetAttribute(loaded, MAX_SHARED, shared), "asking for shared memory")
+                allowed[0] = shared
             stream = ctypes.c_void_p(torch.cuda.current_stream().cuda_stream)
-            _sound(
-                driver.cuLaunchKernel(function, blocks, 1, 1, threads, 1, 1, shared, stream, places, None), "a launch"
-            )
+            _sound(driver.cuLaunchKernel(loaded, blocks, 1, 1, threads, 1, 1, shared, stream, places, None), "a launch")
 
     return launch
 
 
-def compiled(source: bytes, capability: tuple[int, int], compiler: ctypes.CDLL) -> bytes:
+@cache
+def _module(name: str, device: int, flags: tuple[str, ...]) -> ctypes.c_void_p:
+    compiler, driver = _libraries()
+    image = cached((sources() / f"{name}.cu").read_bytes(), torch.cuda.get_device_capability(device), compiler, flags)
+    module = ctypes.c_void_p()
+    with torch.cuda.device(device):
+        torch.cuda.current_stream()
+        _sound(driver.cuModuleLoadData(ctypes.byref(module), image), "loading")
+    return module
+
+
+def cache() -> Path | None:
+    """Where machine code is kept, or None: beside all else that Panza keeps, if its place is known."""
+    home = os.environ.get("PANZA_HOME")
+    if not home:
+        try:
+            import platformdirs
+        except ImportError:
+            return None
+        home = platformdirs.user_data_dir("panza", appauthor=False)
+    return Path(home) / "kernels"
+
+
+def cached(
+    source: bytes,
+    capability: tuple[int, int],
+    compiler: ctypes.CDLL,
+    flags: tuple[str, ...] = (),
+    folder: Path | None = None,
+) -> bytes:
+    """`compiled`, from the folder (None: `cache()`) if it is there. A folder that cannot be written costs only time."""
+    folder = folder or cache()
+    version = ctypes.c_int(), ctypes.c_int()
+    _sound(compiler.nvrtcVersion(ctypes.byref(version[0]), ctypes.byref(version[1])))
+    told = repr((capability, flags, [number.value for number in version])).encode()
+    digest = hashlib.sha256(told + b"\0" + source).hexdigest()
+    file = None if folder is None else folder / f"{digest}.cubin"
+    try:
+        if file is not None and (image := file.read_bytes())[1:4] == b"ELF":
+            return image
+    except OSError:
+        pass  # not there yet, or not ours to read
+    image = compiled(source, capability, compiler, flags)
+    if file is not None:
+        _keep(file, image)
+    return image
+
+
+def _keep(file: Path, image: bytes) -> None:
+    """Write by temp + rename: another process sees the whole file or none."""
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        handle, temp = tempfile.mkstemp(dir=file.parent, suffix=".part")
+        with os.fdopen(handle, "wb") as out:
+            out.write(image)
+        os.replace(temp, file)
+    except OSError:
+        pass  # a full disk or a read-only home: compiled again next time
+
+
+def compiled(source: bytes, capability: tuple[int, int], compiler: ctypes.CDLL, flags: tuple[str, ...] = ()) -> bytes:
     """Machine code for cards of that compute capability."""
     program, size = ctypes.c_void_p(), ctypes.c_size_t()
     _sound(compiler.nvrtcCreateProgram(ctypes.byref(program), source, None, 0, None, None))
-    flags = (ctypes.c_char_p * 1)(f"--gpu-architecture=sm_{capability[0]}{capability[1]}".encode())
-    if compiler.nvrtcCompileProgram(program, 1, flags):
+    words = [f"--gpu-architecture=sm_{capability[0]}{capability[1]}", "--std=c++17", *flags]
+    if compiler.nvrtcCompileProgram(program, len(words), (ctypes.c_char_p * len(words))(*(w.encode() for w in words))):
         _sound(compiler.nvrtcGetProgramLogSize(program, ctypes.byref(size)))
         log = ctypes.create_string_buffer(size.value)
         _sound(compiler.nvrtcGetProgramLog(program, log))
@@ -74,7 +146,9 @@ def compiled(source: bytes, capability: tuple[int, int], compiler: ctypes.CDLL) 
     return image.raw
 
 
-def _c(value: Tensor | int | None, device: int) -> ctypes._SimpleCData:
+def _c(value: Tensor | int | bytes | None, device: int) -> ctypes._SimpleCData | ctypes.Array:
+    if isinstance(value, bytes):
+        return (ctypes.c_uint64 * (len(value) // 8)).from_buffer_copy(value)
     if isinstance(value, int):
         return ctypes.c_int(value)
     lies = value is None or (value.is_contiguous() and value.is_cuda and value.device.index == device)

@@ -137,6 +137,10 @@ def measure(timed: Any, floor: Floor, tokens: int, pool: object) -> tuple[float,
 
 
 def main() -> None:
+    if "--gpu" in sys.argv[1:]:
+        from kernels import bench_gpu
+
+        return bench_gpu.main([a for a in sys.argv[1:] if a != "--gpu"])
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", default="", help="parts of the kernels' names, with commas")
     parser.add_argument("--shape", default="", help="NxD instead of the standard shapes")

@@ -1,0 +1,257 @@
+"""What the GPU's kernels reach: `python kernels/bench.py --gpu`. Checks each against fp64 first, then times it.
+
+One row a weight, shape and number of tokens: microseconds of our product, of cuBLAS fp16 on the decoded weight in the same
+run, and of the floor (the packed weight's bytes at the rate of a device copy, measured first). A sample is a CUDA graph of
+products that rotate through copies of the weight, more than three times the L2 cache; the median of the samples counts.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import os
+import statistics
+import sys
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+from compress import cuda, nvrtc  # noqa: E402
+from compress.cuda import Knobs, Layout, Packed  # noqa: E402
+from compress.decode import Additive, Grid, Trellis  # noqa: E402
+from compress.tables import Real, TwoLevel  # noqa: E402
+from compress.transform import Transform  # noqa: E402
+from compress.weight import QuantizedWeight, Sparse  # noqa: E402
+
+SHAPES = ((11008, 4096), (14336, 4096), (28672, 8192))
+TOKENS = (1, 4, 16, 64)
+SPAN, SAMPLES = 200 << 20, 15
+
+
+def kernels(N: int, D: int) -> dict[str, Callable[[], QuantizedWeight]]:
+    """What is measured: a name and a weight of (N, D), all of whose numbers are random."""
+    two = lambda: TwoLevel(N, D // 16, 3, 16)  # noqa: E731
+    return {
+        "grid 3-bit g128": lambda: QuantizedWeight((N, D), Grid(N, D, 3, Real(N, D // 128)), Real(N, D // 128)),
+        "trellis 2-bit L7": lambda: QuantizedWeight((N, D), Trellis(N, D, 2, 7), Real(N, 1)),
+        "additive 2x8 g8": lambda: QuantizedWeight((N, D), Additive(N, D, 2, 8, 8), Real(N, 1)),
+        "SpQR 3-bit 1 %": lambda: QuantizedWeight((N, D), Grid(N, D, 3, two()), two(), sparse=Sparse(N, D, N * D // 100)),
+        "grid 2-bit g128": lambda: QuantizedWeight((N, D), Grid(N, D, 2, Real(N, D // 128)), Real(N, D // 128)),
+        "grid 4-bit g128": lambda: QuantizedWeight((N, D), Grid(N, D, 4, Real(N, D // 128)), Real(N, D // 128)),
+        "trellis 2-bit L8": lambda: QuantizedWeight((N, D), Trellis(N, D, 2, 8), Real(N, 1)),
+        "trellis 3-bit L8": lambda: QuantizedWeight((N, D), Trellis(N, D, 3, 8), Real(N, 1)),
+        "trellis 4-bit L8": lambda: QuantizedWeight((N, D), Trellis(N, D, 4, 8), Real(N, 1)),
+        "rotated trellis 2-bit L7": lambda: QuantizedWeight((N, D), Trellis(N, D, 2, 7), Real(N, 1), Transform.random(N, D, min(D & -D, 1024), min(N & -N, 1024), 0)),
+        "additive 1x8 g8": lambda: QuantizedWeight((N, D), Additive(N, D, 1, 8, 8), Real(N, 1)),
+        "additive 1x16 g8": lambda: QuantizedWeight((N, D), Additive(N, D, 1, 16, 8), Real(N, 1)),
+    }  # fmt: skip
+
+
+def filled(weight: QuantizedWeight) -> QuantizedWeight:
+    """On the GPU; scales near 1/sqrt(D), so that products are of the size of inputs."""
+    weight = weight.cuda().requires_grad_(False)
+    for name, t in weight.state_dict().items():
+        if t.dtype == torch.uint8:
+            t.random_(0, 256)
+        elif name.startswith("scale"):
+            t.copy_((0.5 + torch.rand(t.shape, device="cuda")) / weight.decode.D**0.5)
+        elif t.is_floating_point():
+            t.normal_()
+    if weight.sparse is not None:
+        _scatter(weight.sparse)
+    return weight
+
+
+def _scatter(sparse: Sparse) -> None:
+    """So many outliers at random places, in rows of different lengths."""
+    where = torch.randint(sparse.N * sparse.D, (len(sparse.values),), device="cuda").unique()
+    sparse.values = torch.nn.Parameter(torch.randn(len(where), device="cuda").half(), requires_grad=False)
+    counts = torch.bincount(where // sparse.D, minlength=sparse.N)
+    sparse.starts = F.pad(counts.cumsum(0), (1, 0)).int()
+    sparse.columns = (where % sparse.D).to(torch.uint16)
+
+
+def copy_of(packed: Packed) -> Packed:
+    return replace(packed, parts=[t.clone() for t in packed.parts])
+
+
+def relative(y: Tensor, exact: Tensor) -> float:
+    return ((y.double() - exact).norm() / exact.norm()).item()
+
+
+def checked(
+    packed: Packed, weight: QuantizedWeight, product: Callable[[Packed, Tensor], Tensor], B: int
+) -> tuple[float, float]:
+    """(our error, that of fp16 on the decoded weight) against fp64; raises AssertionError above twice as much."""
+    dense = weight.dense()
+    x = torch.randn(B, weight.shape[1], device="cuda").half()
+    rows = torch.randperm(len(dense), device="cuda")[:4096]
+    exact = x.double() @ dense[rows].double().T
+    ours = relative(product(packed, x)[:, rows], exact)
+    plain = relative(F.linear(x, dense.half())[:, rows], exact)
+    assert ours <= 2 * plain, f"off by {ours:.1e}, fp16 by {plain:.1e}"
+    return ours, plain
+
+
+def microseconds(calls: list[Callable[[], object]]) -> float:
+    """The median time of a call, from graphs of all of them in turn."""
+    calls = calls * -(-16 // len(calls))
+    side = torch.cuda.Stream()
+    with torch.cuda.stream(side):
+        calls[0]()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, stream=side):
+            for call in calls:
+                call()
+    times = []
+    for _ in range(SAMPLES):
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        graph.replay()
+        end.record()
+        torch.cuda.synchronize()
+        times.append(start.elapsed_time(end) * 1000 / len(calls))
+    return statistics.median(times[3:])
+
+
+def copy_rate() -> float:
+    """Bytes a microsecond, read and written, of a large copy."""
+    a = torch.empty(1 << 30, dtype=torch.uint8, device="cuda").random_()
+    b = torch.empty_like(a)
+    return 2 * a.numel() / microseconds([lambda: b.copy_(a)])
+
+
+def copies_of(packed: Packed) -> list[Packed]:
+    return [packed, *(copy_of(packed) for _ in range(min(32, SPAN // packed.bytes())))]
+
+
+def cublas(N: int, D: int, tokens: tuple[int, ...]) -> dict[int, float]:
+    weights = [torch.randn(N, D, device="cuda").half() for _ in range(1 + SPAN // (2 * N * D))]
+    made = {}
+    for B in tokens:
+        x = torch.randn(B, D, device="cuda").half()
+        made[B] = microseconds([partial(F.linear, x, w) for w in weights])
+    return made
+
+
+def bench(args: argparse.Namespace) -> list[dict]:
+    rows, rate = [], copy_rate()
+    print(f"{torch.cuda.get_device_name()}: a copy moves {rate / 1e6:.2f} TB/s")
+    for N, D in args.shapes:
+        rival = cublas(N, D, args.tokens)
+        for name, make in kernels(N, D).items():
+            if args.only not in name:
+                continue
+            weight = filled(make())
+            packed = cuda.pack(weight)
+            copies = copies_of(packed)
+            for B in args.tokens:
+                ours, plain = checked(packed, weight, cuda.linear, B)
+                x = torch.randn(B, D, device="cuda").half()
+                us = microseconds([partial(cuda.linear, p, x) for p in copies])
+                row = {"kernel": name, "bits": packed.bytes() * 8 / (N * D), "shape": [N, D], "tokens": B, "us": us,
+                       "cublas_us": rival[B], "ratio": rival[B] / us, "floor_us": packed.bytes() / rate,
+                       "error": ours, "fp16_error": plain}  # fmt: skip
+                rows.append(row)
+                print(f"{name:26s} {row['bits']:5.2f} b {N}x{D} B={B:3d} {us:7.1f} us  cuBLAS {rival[B]:6.1f}  x{row['ratio']:4.2f}  floor {row['floor_us']:5.1f}  error {ours:.1e} ({plain:.1e})", flush=True)  # fmt: skip
+            del weight, packed, copies
+            torch.cuda.empty_cache()
+    return rows
+
+
+# --- a search for knobs ---
+
+
+def choices(B: int, layout: Layout) -> list[tuple[str, Knobs]]:
+    made = []
+    if B <= cuda.NARROW:
+        depths = (1, 2) if layout.scale == 2 else (2, 3, 4, 6)
+        for warps, depth, inputs, most in itertools.product((8, 16), depths, (0, 1), (64 << 10, 128 << 10)):
+            made.append(("narrow", Knobs(warps, depth, 1, inputs, most)))
+    if B > 8:
+        for warps, depth, tiles in itertools.product((8, 16), (3, 4), (1, 2, 4)):
+            if warps * tiles <= 32:
+                made.append(("wide", Knobs(warps, depth, tiles)))
+    return made
+
+
+def plan(which: str, layout: Layout, B: int, k: Knobs, room: int) -> cuda.Launch:
+    return (cuda.narrow_launch if which == "narrow" else cuda.wide_launch)(layout, B, False, k, room)
+
+
+def _compile(job: tuple[tuple[str, ...], tuple[int, int]]) -> None:
+    flags, capability = job
+    nvrtc.cached((nvrtc.sources() / "product.cu").read_bytes(), capability, nvrtc.find_compiler(), flags)
+
+
+def compile_all(wanted: set[tuple[str, ...]], capability: tuple[int, int]) -> None:
+    """Into the cache, on all cores."""
+    with ProcessPoolExecutor(os.cpu_count()) as pool:
+        list(pool.map(_compile, [(flags, capability) for flags in sorted(wanted)]))
+
+
+def sweep(args: argparse.Namespace) -> list[dict]:
+    """Times of every choice of knobs, the best first."""
+    rows, jobs = [], []
+    _, room = cuda._card(0)
+    for N, D in args.shapes:
+        for name, make in kernels(N, D).items():
+            if args.only in name:
+                packed = cuda.pack(filled(make()))
+                layout = Layout(*packed.how)
+                seen = {}
+                for B in args.tokens:
+                    for which, k in choices(B, layout):
+                        how = plan(which, layout, B, k, room)
+                        seen.setdefault((B, which, how.flags), k)
+                jobs.append((name, N, D, packed, layout, seen))
+    compile_all({key[2] for job in jobs for key in job[-1]}, torch.cuda.get_device_capability())
+    for name, N, D, packed, layout, seen in jobs:
+        copies, times = copies_of(packed), {B: [] for B in args.tokens}
+        for (B, which, _), k in seen.items():
+            x, y = torch.randn(B, D, device="cuda").half(), torch.empty(B, N, device="cuda").half()
+            run = getattr(cuda, which)
+            try:
+                us = microseconds([partial(run, x, p.parts, layout, None, y, k) for p in copies])
+            except RuntimeError as error:
+                print(name, B, which, k, error)
+                continue
+            times[B].append((us, which, k))
+        for B, found in times.items():
+            for us, which, k in sorted(found, key=lambda f: f[0]):
+                rows.append({"kernel": name, "shape": [N, D], "tokens": B, "us": us, "which": which, **vars(k)})
+            for us, which, k in sorted(found, key=lambda f: f[0])[:4]:
+                print(f"{name:20s} {N}x{D} B={B:2d} {us:6.1f} {which} w{k.warps} d{k.depth} t{k.tiles} i{k.inputs} m{k.most >> 10}")  # fmt: skip
+        del copies
+    return rows
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--only", default="", help="a part of the kernels' names")
+    parser.add_argument("--shape", default="", help="NxD instead of the standard shapes")
+    parser.add_argument("--tokens", default="", help="tokens at once, with commas")
+    parser.add_argument("--sweep", action="store_true", help="search for the best sizes of launches")
+    parser.add_argument("--json", type=Path, help="write all numbers to this file")
+    args = parser.parse_args(argv)
+    if not torch.cuda.is_available():
+        sys.exit("There is no NVIDIA GPU that torch can use.")
+    args.shapes = [tuple(map(int, args.shape.split("x")))] if args.shape else SHAPES
+    args.tokens = tuple(map(int, args.tokens.split(","))) if args.tokens else TOKENS
+    with torch.no_grad():
+        rows = (sweep if args.sweep else bench)(args)
+    if args.json:
+        args.json.write_text(json.dumps(rows))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,362 @@
+"""The GPU's products: the layout on any machine, bit by bit; the arithmetic where there is a GPU."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from compress import cuda, nvrtc
+from compress.cuda import PIECE, TILE, Layout, Packed
+from compress.decode import Additive, Grid, Lut, Trellis
+from compress.errors import CompressError
+from compress.linear import QuantizedLinear
+from compress.tables import Real, TwoLevel, Whole
+from compress.transform import Transform
+from compress.weight import LowRank, QuantizedWeight, Sparse
+
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
+
+
+def outliers(N: int, D: int, share: float) -> Sparse:
+    return Sparse.of(5 * torch.randn(N, D) * (torch.rand(N, D) < share))
+
+
+def weights() -> dict[str, QuantizedWeight]:
+    """Every kind that the kernels take, in the shapes that methods write: odd outputs, inputs padded to the group."""
+    made = {
+        "grid, one scale a row": QuantizedWeight((75, 339), Grid(75, 339, 3), Real(75, 1)),
+        "grid without scale": QuantizedWeight((16, 128), Grid(16, 128, 2)),
+        "grid, groups of 192": QuantizedWeight((40, 768), Grid(40, 768, 4, Whole(40, 4, 4)), Real(40, 4)),
+        "grid, groups of 256": QuantizedWeight((40, 768), Grid(40, 768, 3), Real(40, 3)),
+        "grid, zeros of rows": QuantizedWeight((40, 700), Grid(40, 700, 3, Whole(40, 1, 3)), Real(40, 1)),
+        "gptq": QuantizedWeight((75, 250), Grid(75, 256, 4, Whole(75, 2, 4)), Real(75, 2), Transform(75, 256, permuted=True)),
+        "spqr": QuantizedWeight((75, 1060), Grid(75, 1072, 3, TwoLevel(75, 67, 3, 16)), TwoLevel(75, 67, 3, 16), sparse=outliers(75, 1060, 0.01)),
+        "spqr of all rows": QuantizedWeight((50, 256), Grid(50, 256, 2, TwoLevel(50, 16, 4, 99)), TwoLevel(50, 16, 4, 99), sparse=outliers(50, 256, 0.1)),
+        "grid and outliers": QuantizedWeight((70, 512), Grid(70, 512, 4), Real(70, 4), sparse=outliers(70, 512, 0.02)),
+        "rotated grid": QuantizedWeight((48, 384), Grid(48, 384, 2), Real(48, 3), Transform.random(48, 384, 128, 16, 0)),
+        "low rank": QuantizedWeight((48, 384), Grid(48, 384, 2), Real(48, 3), low_rank=LowRank(48, 384, 5)),
+        "trellis without scale": QuantizedWeight((75, 250), Trellis(80, 256, 2, 7), None, Transform.random(80, 256, 256, 16, 1)),
+        "trellis, groups": QuantizedWeight((80, 512), Trellis(80, 512, 3, 8), Real(80, 16)),
+        "additive, groups": QuantizedWeight((80, 512), Additive(80, 512, 2, 8, 8), Real(80, 4)),
+        "additive 1x16": QuantizedWeight((37, 264), Additive(37, 264, 1, 16, 8), Real(37, 1)),
+        "additive int8": QuantizedWeight((301, 1496), Additive(301, 1496, 2, 8, 8, int8=True), Real(301, 1)),
+        "larger than a block": QuantizedWeight((1056, 2048), Grid(1056, 2048, 3), Real(1056, 16), Transform.random(1056, 2048, 2048, 32, 3)),
+    }  # fmt: skip
+    for bits in (2, 3, 4, 8):
+        for group in (16, 32, 64, 128):
+            G = 1152 // group
+            made[f"grid {bits} g{group}"] = QuantizedWeight((61, 1152), Grid(61, 1152, bits, Real(61, G)), Real(61, G))
+    for step in (2, 3, 4):
+        for window in (6, 7, 8):
+            made[f"trellis {step} {window}"] = QuantizedWeight((297, 700), Trellis(304, 704, step, window), Real(304, 1), Transform.random(304, 704, 64, 16, 2))  # fmt: skip
+    for books in (1, 2, 3, 4, 5, 8):
+        made[f"additive {books}x8"] = QuantizedWeight((137, 800), Additive(137, 800, books, 8, 8), Real(137, 1))
+    for weight in made.values():
+        filled(weight)
+    return made
+
+
+def filled(weight: QuantizedWeight) -> QuantizedWeight:
+    """Fresh codes and tables; scales around one, zeros within the codes."""
+    for name, t in weight.state_dict().items():
+        if t.dtype == torch.uint8:
+            t.random_(0, 256)
+        elif t.dtype == torch.int8:
+            t.random_(-127, 128)
+        elif name == "transform.order":
+            t.copy_(torch.randperm(len(t)))
+        elif name.startswith("scale"):
+            t.copy_(0.5 + torch.rand(t.shape))
+        elif t.is_floating_point() and "sparse" not in name:
+            t.copy_(torch.randn(t.shape))
+    return weight
+
+
+NAMES = list(weights())
+
+
+# --- on any machine: what lies where ---
+
+
+def lane_words(packed: Packed, layout: Layout) -> Tensor:
+    """(tiles, pieces, 32, words) int64: what each lane loads, as `load` of product.cu does."""
+    words, flat = 2 * layout.bits, packed.parts[0].view(layout.tiles, layout.pieces, -1)
+    most = words // 4 * 4
+    fours = flat[..., : 32 * most].unflatten(2, (most // 4, 32, 4)).permute(0, 1, 3, 2, 4).flatten(3)
+    rest = flat[..., 32 * most :].unflatten(2, (32, -1)) if words > most else flat.new_zeros(*fours.shape[:3], 0)
+    return torch.cat((fours, rest), 3).long() & 0xFFFFFFFF
+
+
+def codes_of_lanes(packed: Packed, layout: Layout) -> Tensor:
+    """(tiles, pieces, 32, 64) codes, in the order j, m, pair, [first, second], [low, high], as `decode` takes them."""
+    w = lane_words(packed, layout)
+    if layout.kind == 0:
+        codes = []
+        for i in range(32):
+            if layout.bits == 3 and i >= 30:
+                parts = [w[..., 3 * (i - 30) + k] >> 15 & 0x10001 for k in range(3)]
+                pair = parts[0] | parts[1] << 1 | parts[2] << 2
+            else:
+                per = 16 // layout.bits
+                pair = w[..., i // per] >> i % per * layout.bits
+            mask = (1 << layout.bits) - 1
+            codes += [pair & mask, pair >> 16 & mask]
+        return torch.stack(codes, -1)
+    raise AssertionError("a grid")
+
+
+def places(layout: Layout) -> tuple[Tensor, Tensor]:
+    """Outputs (8, 2) of lanes 4 g + t within a tile; inputs (4, 4, 8) of lane t in each 32."""
+    g, second = torch.arange(8)[:, None], torch.arange(2)
+    chained = layout.kind == 2
+    rows = 2 * g + second if chained else g + 8 * second
+    t, i = torch.arange(4)[:, None], torch.arange(8)
+    inputs = 4 * t + i % 4 + 16 * (i // 4) if chained else 8 * t + i
+    return rows, 32 * torch.arange(4)[:, None, None] + inputs  # (j, t, 8)
+
+
+def test_a_grid_lies_in_the_order_of_the_tensor_cores():
+    for bits in (2, 3, 4, 8):
+        weight = filled(QuantizedWeight((45, 339), Grid(45, 339, bits), Real(45, 1)))
+        packed = cuda.pack(weight)
+        layout = Layout(*packed.how)
+        codes = codes_of_lanes(packed, layout).view(layout.tiles, layout.pieces, 8, 4, 4, 2, 2, 2, 2)
+        whole = torch.zeros(layout.tiles, TILE, layout.pieces, PIECE, dtype=torch.long)
+        rows, inputs = places(layout)
+        for g in range(8):
+            for t in range(4):
+                for second in range(2):
+                    part = codes[:, :, g, t, :, :, :, second].flatten(4).flatten(2)  # j, m, e, two: 4 x 8
+                    whole[:, rows[g, second], :, inputs[:, t].flatten()] = part
+        made = whole.view(layout.tiles * TILE, -1)[:45, :339]
+        assert torch.equal((made - layout.center).float(), weight.decode().detach())
+
+
+def test_an_additive_weight_lies_in_the_order_of_the_tensor_cores():
+    for books, bits in ((1, 8), (2, 8), (3, 8), (1, 16)):
+        weight = filled(QuantizedWeight((45, 328), Additive(45, 328, books, bits, 8), Real(45, 1)))
+        packed = cuda.pack(weight)
+        layout = Layout(*packed.how)
+        data = lane_words(packed, layout).to(torch.int32).view(torch.uint8).long()
+        data = data.view(layout.tiles, layout.pieces, 8, 4, 4, 2, -1)  # g, t, j, half, bytes
+        whole = data.permute(0, 5, 2, 1, 4, 3, 6).reshape(layout.tiles * TILE, layout.pieces * 16, -1)[:45, :41]
+        whole = whole[..., :1] + 256 * whole[..., 1:] if bits == 16 else whole
+        assert torch.equal(whole.int(), weight.decode.indices())
+
+
+def test_a_trellis_lies_in_the_order_of_the_tensor_cores():
+    """Bytes of lanes put in a row are the chain again, and the tail is what follows each piece."""
+    for step in (2, 3, 4):
+        weight = filled(QuantizedWeight((48, 336), Trellis(48, 336, step, 8), Real(48, 1)))
+        packed = cuda.pack(weight)
+        layout = Layout(*packed.how)
+        data = lane_words(packed, layout).to(torch.int32).view(torch.uint8)  # (tiles, pieces, 32, 8 step)
+        if step == 3:
+            pairs, third = data[..., :16].unflatten(3, (8, 2)), data[..., 16:].unflatten(3, (8, 1))
+            data = torch.cat((pairs, third), 4).flatten(3)
+        parts = data.view(layout.tiles, layout.pieces, 8, 4, 8, step)  # g, t, tile of inputs, bytes
+        chain = parts.permute(0, 1, 4, 3, 2, 5).reshape(layout.tiles, -1)
+        codes = weight.decode.codes
+        assert torch.equal(chain[:, : codes.shape[1]], codes[:, : chain.shape[1]])
+        following = F.pad(chain, (0, 1))[:, 256 * step :: 256 * step]
+        assert torch.equal(packed.parts[3], following)
+
+
+@pytest.mark.parametrize("name", [n for n in NAMES if n.startswith("grid") or n in ("gptq", "trellis, groups")])
+def test_scales_and_zeros_lie_where_lanes_read_them(name: str):
+    weight = weights()[name]
+    packed = cuda.pack(weight)
+    layout = Layout(*packed.how)
+    if layout.scale != 1:
+        assert packed.parts[1].numel() == 0
+        return
+    per = layout.pieces * layout.groups // layout.span
+    entries = packed.parts[1].view(layout.tiles, per, 8, 1 + layout.zeros, 2).float()
+    rows, _ = places(layout)
+    for which, table in enumerate((weight.scale, getattr(weight.decode, "zero", None))[: 1 + layout.zeros]):
+        values = table().detach()
+        values = values.repeat_interleave(weight.decode.D // values.shape[1], 1)  # (N, D)
+        for n in range(0, weight.decode.N, 7):
+            g, second = (rows == n % TILE).nonzero()[0].tolist()
+            for d in range(0, weight.decode.D, 5):
+                group = d // (PIECE // layout.groups) // layout.span
+                assert entries[n // TILE, group, g, which, second] == values[n, d]
+
+
+def test_kinds_without_kernels_are_left_to_torch():
+    assert cuda.pack(filled(QuantizedWeight((75, 339), Lut(75, 339, 3, rows=75)))) is None
+    assert cuda.pack(filled(QuantizedWeight((32, 64), Additive(32, 64, 4, 4, 8)))) is None
+    assert cuda.pack(filled(QuantizedWeight((32, 72), Grid(32, 72, 4), Real(32, 9)))) is None  # groups of 8
+
+
+def test_every_kernel_compiles_for_old_and_new_cards():
+    try:
+        compiler = nvrtc.find_compiler()
+    except OSError:
+        pytest.skip("there is no NVRTC")
+    source = (nvrtc.sources() / "product.cu").read_bytes()
+    for name in ("spqr", "trellis 3 7", "additive 2x8"):
+        layout = Layout(*cuda.pack(weights()[name]).how)
+        for capability, bf16 in (((7, 5), False), ((8, 0), True), ((9, 0), True)):
+            for part in (0, 1, 2):
+                flags = cuda._flags(
+                    layout, part, 8, bf16, 1 if part != 1 else 2, cuda.knobs(layout, 16 if part == 1 else 8)
+                )
+                assert nvrtc.compiled(source, capability, compiler, flags)[1:4] == b"ELF"
+    nvrtc.compiled((nvrtc.sources() / "hadamard.cu").read_bytes(), (7, 5), compiler)
+
+
+class Compiler:
+    """NVRTC that counts its work."""
+
+    def __init__(self) -> None:
+        self.programs = 0
+
+    def nvrtcVersion(self, major, minor) -> int:
+        major._obj.value, minor._obj.value = 13, 0
+        return 0
+
+    def nvrtcCreateProgram(self, *_) -> int:
+        self.programs += 1
+        return 0
+
+    def nvrtcCompileProgram(self, *_) -> int:
+        return 0
+
+    def nvrtcGetCUBINSize(self, program, size) -> int:
+        size._obj.value = 4
+        return 0
+
+    def nvrtcGetCUBIN(self, program, image) -> int:
+        image.raw = b"\x7fELF"
+        return 0
+
+    def nvrtcDestroyProgram(self, *_) -> int:
+        return 0
+
+
+def test_machine_code_is_kept_and_damage_is_compiled_again(tmp_path: Path):
+    compiler = Compiler()
+    for _ in range(2):
+        assert nvrtc.cached(b"source", (9, 0), compiler, ("-DA=1",), tmp_path)[1:4] == b"ELF"
+    assert compiler.programs == 1
+    nvrtc.cached(b"source", (9, 0), compiler, ("-DA=2",), tmp_path)
+    nvrtc.cached(b"source", (8, 0), compiler, ("-DA=1",), tmp_path)
+    nvrtc.cached(b"source ", (9, 0), compiler, ("-DA=1",), tmp_path)
+    assert compiler.programs == 4
+    files = sorted(tmp_path.iterdir())
+    assert len(files) == 4 and all(f.suffix == ".cubin" for f in files)
+    for file in files:
+        file.write_bytes(b"")
+    nvrtc.cached(b"source", (9, 0), compiler, ("-DA=1",), tmp_path)
+    assert compiler.programs == 5
+    nvrtc.cached(b"source", (9, 0), compiler, (), tmp_path / files[0].name / "no folder")  # costs only time
+
+
+def test_machine_code_lies_in_panzas_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    monkeypatch.setenv("PANZA_HOME", str(tmp_path))
+    assert nvrtc.cache() == tmp_path / "kernels"
+    assert os.environ["PANZA_HOME"] == str(tmp_path)
+
+
+# --- on a GPU ---
+
+
+def relative(y: Tensor, exact: Tensor) -> float:
+    return ((y.double() - exact).norm() / exact.norm()).item()
+
+
+@needs_gpu
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("name", NAMES)
+def test_a_product_errs_at_most_twice_as_much_as_a_decoded_one(name: str, dtype: torch.dtype):
+    weight = weights()[name].cuda().requires_grad_(False)
+    N, D = weight.shape
+    bias = torch.randn(N, device="cuda").to(dtype)
+    packed = cuda.pack(weight)
+    exact_weight = weight.dense().double()
+    for B in (1, 2, 7, 8, 9, 16, 17, 33, 64, 65, 128, 137):
+        x = torch.randn(B, D, device="cuda").to(dtype)
+        exact = x.double() @ exact_weight.T + bias.double()
+        plain = F.linear(x, weight.dense().to(dtype), bias)
+        made = cuda.linear(packed, x, bias)
+        assert made.dtype == dtype and made.shape == (B, N)
+        assert relative(made, exact) <= 2 * relative(plain, exact), B
+        assert torch.equal(made, cuda.linear(packed, x, bias)), "the same twice"
+
+
+@needs_gpu
+@pytest.mark.parametrize("name", ["spqr", "trellis 2 7", "additive 2x8", "gptq", "rotated grid", "low rank"])
+def test_gradients_of_inputs_are_those_of_the_definition(name: str):
+    weight = weights()[name].cuda().requires_grad_(False)
+    packed, dense = cuda.pack(weight), weight.dense().double()
+    for B in (1, 5, 40, 200):
+        x = torch.randn(B, weight.shape[1], device="cuda").half().requires_grad_()
+        g = torch.randn(B, weight.shape[0], device="cuda").half()
+        cuda.linear(packed, x).backward(g)
+        plain = (g @ weight.dense().half()).double()
+        assert relative(x.grad, g.double() @ dense) <= 2 * relative(plain, g.double() @ dense) + 2e-4
+
+
+@needs_gpu
+def test_a_layer_on_a_gpu_multiplies_codes_and_follows_their_changes():
+    weight = weights()["grid 3 g128"]
+    layer = QuantizedLinear(weight, torch.randn(weight.shape[0])).cuda().requires_grad_(False)
+    for dtype in (torch.float16, torch.bfloat16):
+        x = torch.randn(2, 3, weight.shape[1], device="cuda").to(dtype)
+        assert layer._multiplies_codes(x) and not layer._multiplies_codes(x.float())
+        for _ in range(2):
+            exact = F.linear(x.double(), weight.dense().double(), layer.bias.double())
+            assert relative(layer(x), exact) < 2e-2 if dtype == torch.bfloat16 else 1e-3
+            weight.decode.codes.random_(0, 256)
+    weight.requires_grad_(True)
+    assert not layer._multiplies_codes(x), "a parameter's gradient is the definition's"
+
+
+@needs_gpu
+@pytest.mark.parametrize("name", ["spqr", "trellis 2 7", "additive 2x8", "gptq"])
+def test_graphs_and_compiled_models_run_the_kernels(name: str):
+    weight = weights()[name]
+    layer = QuantizedLinear(weight).cuda().requires_grad_(False)
+    compiled = torch.compile(layer, fullgraph=True)
+    for B in (1, 32):
+        x = torch.randn(B, weight.shape[1], device="cuda").half()
+        y = layer(x)
+        assert torch.equal(compiled(x), y)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            later = layer(x)
+        x.copy_(torch.randn_like(x))
+        graph.replay()
+        assert torch.equal(later, layer(x))
+
+
+@needs_gpu
+def test_operators_keep_torchs_contract():
+    weight = weights()["spqr"].cuda()
+    packed = cuda.pack(weight)
+    x = torch.randn(3, 1152, device="cuda").half().requires_grad_()
+    torch.library.opcheck(
+        cuda.product, (x, packed.parts, packed.how, None, False), test_utils=("test_schema", "test_faketensor")
+    )
+    torch.library.opcheck(
+        cuda.decoded, (packed.parts, packed.how, torch.float16), test_utils=("test_schema", "test_faketensor")
+    )
+
+
+@needs_gpu
+def test_what_does_not_fit_is_refused_before_a_launch():
+    packed = cuda.pack(weights()["spqr"].cuda())
+    x = torch.randn(3, 1152, device="cuda").half()
+    for wrong in (x.float(), x[:, :1060], x.cpu()):
+        with pytest.raises((CompressError, NotImplementedError)):
+            cuda.product(wrong, packed.parts, packed.how, None, False)
+    with pytest.raises(CompressError, match="1060 inputs"):
+        cuda.linear(packed, x)
+    with pytest.raises(CompressError, match="words of codes"):
+        cuda.product(x, [packed.parts[0][1:], *packed.parts[1:]], packed.how, None, False)
