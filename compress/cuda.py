@@ -113,6 +113,8 @@ def pack(weight: QuantizedWeight) -> Packed | None:
         layout = replace(layout, sparse=1)
         parts |= {"starts": weight.sparse.starts, "columns": weight.sparse.columns.view(torch.int16)}
         parts |= {"values": weight.sparse.values.detach()}
+    if any(t.numel() * t.element_size() >= 1 << 32 for t in parts.values() if t is not None):
+        return None  # the kernels count bytes in 32 bits
     none = torch.empty(0, device=decode.codes.device)
     low = weight.low_rank
     return Packed(
@@ -259,7 +261,8 @@ class Knobs:
 
     warps: int
     depth: int
-    tiles: int = 1  # of a warp
+    team: int = 1  # warps that share a tile's pieces, in `narrow`
+    tiles: int = 1  # of a warp, in `wide`
     inputs: int = 1
     most: int = COPIES
 
@@ -267,8 +270,8 @@ class Knobs:
 def knobs(layout: Layout, B: int) -> Knobs:
     """For so many tokens."""
     if B <= NARROW:
-        return Knobs(16, 2 if layout.scale == 2 or layout.bits > 4 else 4)
-    return Knobs(8, 3, 2)
+        return Knobs(16, 2, 8)
+    return Knobs(8, 3, tiles=2)
 
 
 @lru_cache
@@ -293,7 +296,7 @@ def _flags(layout: Layout, part: int, copies: int, bf16: bool, fan: int, k: Knob
     numbers = {
         "KIND": layout.kind, "BITS": layout.bits, "WINDOW": layout.window, "WIDE": layout.wide, "CENTER": layout.center,
         "SCALE": layout.scale, "GROUPS": layout.groups, "ZEROS": layout.zeros, "SPARSE": layout.sparse, "REP": copies,
-        "BF16": int(bf16), "NT": fan, "R": k.tiles, "WARPS": k.warps, "DEPTH": k.depth, "INPUTS": k.inputs, "PART": part,
+        "BF16": int(bf16), "NT": fan, "R": k.tiles, "WARPS": k.warps, "TEAM": k.team, "DEPTH": k.depth, "INPUTS": k.inputs, "PART": part,
     }  # fmt: skip
     return tuple(f"-D{name}={number}" for name, number in numbers.items())
 
@@ -324,7 +327,7 @@ class Launch:
 def narrow_launch(layout: Layout, B: int, bf16: bool, k: Knobs, room: int) -> Launch:
     """Of `narrow` for B tokens, on a card whose blocks may have `room` bytes of shared memory."""
     fan = -(-B // 8)
-    sums = 2 * (k.warps + 1) * fan * 8 * 20 * 4
+    sums = 2 * (1 + layout.sparse) * k.warps * fan * 8 * 20 * 4
     copies, table = _table(layout, min(k.most, room - sums))
     kept = B * (layout.pieces * PIECE + 32) * 2
     k = replace(k, inputs=int(bool(k.inputs) and table + sums + kept <= room))
@@ -333,7 +336,7 @@ def narrow_launch(layout: Layout, B: int, bf16: bool, k: Knobs, room: int) -> La
 
 def wide_launch(layout: Layout, B: int, bf16: bool, k: Knobs, room: int) -> Launch:
     """Of `wide` and `finish`."""
-    fan = next(n for n in (1, 2, 4, 8) if n * 8 >= B)
+    fan = next(n for n in (2, 4, 8) if n * 8 >= B)
     row = 2 * (PIECE + 32) * fan * 8
     k = replace(k, depth=max(2, min(k.depth, (room - 16 * 1024) // row)))
     copies, table = _table(layout, min(k.most, room - k.depth * row))

@@ -58,14 +58,15 @@ class QuantizedLinear(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         bias = None if self.bias is None else self.bias.to(x.dtype)
-        packed = self.packed() if self._multiplies_codes(x) else None
+        packed = self.packed() if self.multiplies_codes(x) else None
         return F.linear(x, self.decoded().to(x), bias) if packed is None else cuda.linear(packed, x, bias)
 
-    def _multiplies_codes(self, x: Tensor) -> bool:
+    def multiplies_codes(self, x: Tensor) -> bool:
         """Whether the GPU's kernels may do it: they give gradients of the inputs, none of the weight's parameters."""
         halves = x.dtype in (torch.float16, torch.bfloat16) and not torch.is_autocast_enabled(x.device.type)
         learns = torch.is_grad_enabled() and any(p.requires_grad for p in self.quantized.parameters())
-        return halves and not learns and self._held is None and cuda.usable(x.device)
+        here = x.is_cuda and (torch.compiler.is_compiling() or cuda.usable(x.device))
+        return halves and here and not learns and self._held is None
 
     def packed(self) -> cuda.Packed | None:
         """The weight in the kernels' own layout, made at first use and anew after changes; None for kinds they do not take."""

@@ -50,16 +50,16 @@ def kernel(
     if found is None or torch.cuda.get_device_capability(device) < smallest:
         return None
     compiler, driver = found
-    module, loaded = _module(name, device, flags), ctypes.c_void_p()
-    with torch.cuda.device(device):
-        torch.cuda.current_stream()  # makes torch's context the current one
-        _sound(driver.cuModuleGetFunction(ctypes.byref(loaded), module, (function or name).encode()), "loading")
+    module, context = _module(name, device, flags)
+    loaded = ctypes.c_void_p()
+    _sound(driver.cuModuleGetFunction(ctypes.byref(loaded), module, (function or name).encode()), "loading")
     allowed = [SHARED]
 
     def launch(blocks: int, threads: int, shared: int, *arguments: Tensor | int | bytes | None) -> None:
         values = [_c(argument, device) for argument in arguments]
         places = (ctypes.c_void_p * len(values))(*(ctypes.addressof(value) for value in values))
-        with torch.cuda.device(device):  # its context is the one to launch in
+        with torch.cuda.device(device):
+            _sound(driver.cuCtxSetCurrent(context), "for its context")  # a thread of autograd may have none yet
             if shared > allowed[0]:
                 _sound(driver.cuFuncSetAttribute(loaded, MAX_SHARED, shared), "asking for shared memory")
                 allowed[0] = shared
@@ -70,14 +70,17 @@ def kernel(
 
 
 @cache
-def _module(name: str, device: int, flags: tuple[str, ...]) -> ctypes.c_void_p:
+def _module(name: str, device: int, flags: tuple[str, ...]) -> tuple[ctypes.c_void_p, ctypes.c_void_p]:
+    """A compiled source on the GPU, and torch's context there."""
     compiler, driver = _libraries()
     image = cached((sources() / f"{name}.cu").read_bytes(), torch.cuda.get_device_capability(device), compiler, flags)
-    module = ctypes.c_void_p()
+    module, context = ctypes.c_void_p(), ctypes.c_void_p()
     with torch.cuda.device(device):
-        torch.cuda.current_stream()
+        torch.cuda.current_stream()  # torch is there first
+        _sound(driver.cuDevicePrimaryCtxRetain(ctypes.byref(context), device), "for its context")
+        _sound(driver.cuCtxSetCurrent(context), "for its context")
         _sound(driver.cuModuleLoadData(ctypes.byref(module), image), "loading")
-    return module
+    return module, context
 
 
 def cache() -> Path | None:

@@ -174,13 +174,13 @@ def bench(args: argparse.Namespace) -> list[dict]:
 def choices(B: int, layout: Layout) -> list[tuple[str, Knobs]]:
     made = []
     if B <= cuda.NARROW:
-        depths = (1, 2) if layout.scale == 2 else (2, 3, 4, 6)
-        for warps, depth, inputs, most in itertools.product((8, 16), depths, (0, 1), (64 << 10, 128 << 10)):
-            made.append(("narrow", Knobs(warps, depth, 1, inputs, most)))
+        for warps, team, depth, inputs in itertools.product((16, 24, 32), (4, 8, 16), (1, 2, 4), (0, 1)):
+            if warps % team == 0 and (layout.kind, depth) != (0, 4):
+                made.append(("narrow", Knobs(warps, depth, team, 1, inputs)))
     if B > 8:
         for warps, depth, tiles in itertools.product((8, 16), (3, 4), (1, 2, 4)):
             if warps * tiles <= 32:
-                made.append(("wide", Knobs(warps, depth, tiles)))
+                made.append(("wide", Knobs(warps, depth, 1, tiles)))
     return made
 
 
@@ -230,7 +230,7 @@ def sweep(args: argparse.Namespace) -> list[dict]:
             for us, which, k in sorted(found, key=lambda f: f[0]):
                 rows.append({"kernel": name, "shape": [N, D], "tokens": B, "us": us, "which": which, **vars(k)})
             for us, which, k in sorted(found, key=lambda f: f[0])[:4]:
-                print(f"{name:20s} {N}x{D} B={B:2d} {us:6.1f} {which} w{k.warps} d{k.depth} t{k.tiles} i{k.inputs} m{k.most >> 10}")  # fmt: skip
+                print(f"{name:20s} {N}x{D} B={B:2d} {us:6.1f} {which} w{k.warps} team{k.team} d{k.depth} t{k.tiles} i{k.inputs} m{k.most >> 10}")  # fmt: skip
         del copies
     return rows
 

@@ -6,7 +6,7 @@
 //   CENTER  a grid's zero where no table is    REP     copies of the table in shared memory
 //   SCALE   0: of a row. 1: of GROUPS parts of a piece, each of 16 inputs or more. 2: two levels, of 16 inputs
 //   ZEROS   1: the table holds zeros, too      BF16    of inputs and outputs; else fp16
-//   NT      eights of tokens                   R       tiles of a warp          WARPS   of a block
+//   NT      eights of tokens                   R       tiles of a warp          WARPS   of a block, TEAM of a tile
 //   DEPTH   pieces in flight (narrow) or stages of inputs (wide)                INPUTS  1: narrow keeps x in shared memory
 //   SPARSE  1: there are outliers              PART    what to compile: 0 narrow, 1 wide and finish, 2 dense
 //
@@ -25,6 +25,7 @@
 #define PARTS (SCALE == 2 ? 4 : CHAINED || GROUPS < 4 ? GROUPS : 4)  // scales of a lane in a piece
 #define SCALE_WORDS (SCALE == 0 ? 0 : SCALE == 1 ? PARTS * (1 + ZEROS) : 10)
 #define ALL ~0u
+#define LOG(n) (n >= 32 ? 5 : n >= 16 ? 4 : n >= 8 ? 3 : n >= 4 ? 2 : n >= 2 ? 1 : 0)
 
 typedef unsigned int u32;
 typedef unsigned short u16;
@@ -64,7 +65,15 @@ __device__ __forceinline__ u16 to_bf16(float f) {  // to nearest, ties to even; 
     const u32 bits = __float_as_uint(f);
     return f != f ? 0x7fff : (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
 }
-__device__ __forceinline__ u32 twice(float f) { return to_half(f) * 0x10001u; }
+__device__ __forceinline__ u32 twice(float f) {
+    u32 d;
+#if __CUDA_ARCH__ >= 800
+    asm("cvt.rn.f16x2.f32 %0, %1, %1;" : "=r"(d) : "f"(f));
+#else
+    d = to_half(f) * 0x10001u;
+#endif
+    return d;
+}
 
 #if BF16  // of x and y
 #define of_T of_bf16
@@ -121,10 +130,11 @@ struct Piece {
 };
 
 __device__ __forceinline__ void load(Piece& p, const Weight& W, int tile, int piece, int lane) {
-    const char* at = W.codes + (long long)(tile * W.pieces + piece) * (128 * WORDS);
+    const u32 unit = tile * W.pieces + piece;  // all offsets are below 2^32: `pack` sees to it
+    const char* at = W.codes + unit * (u32)(128 * WORDS) + 16 * lane;
 #pragma unroll
-    for (int i = 0; i < WORDS / 4; ++i) read4(p.w + 4 * i, at + 512 * i + 16 * lane);
-    if (WORDS % 4) read2(p.w + WORDS / 4 * 4, at + WORDS / 4 * 512 + 8 * lane);
+    for (int i = 0; i < WORDS / 4; ++i) read4(p.w + 4 * i, at + 512 * i);
+    if (WORDS % 4) read2(p.w + WORDS / 4 * 4, at + WORDS / 4 * 512 - 8 * lane);
     const int g = lane >> 2, t = lane & 3;
 #if SCALE == 1
     const int per = W.pieces * GROUPS / W.span;  // groups of a tile
@@ -132,18 +142,18 @@ __device__ __forceinline__ void load(Piece& p, const Weight& W, int tile, int pi
     for (int i = 0; i < PARTS; ++i) {
         int group = GROUPS == 1 ? piece / W.span : piece * GROUPS + i;
         if (GROUPS == 8 && !CHAINED) group = piece * 8 + 2 * i + (t >> 1);
-        const char* entry = W.scales + ((long long)(tile * per + group) * 8 + g) * (4 + 4 * ZEROS);
+        const char* entry = W.scales + ((u32)(tile * per + group) * 8 + g) * (4 + 4 * ZEROS);
         if (ZEROS) *(uint2*)(p.s + 2 * i) = __ldg((const uint2*)entry);
         else p.s[i] = __ldg((const u32*)entry);
     }
 #elif SCALE == 2
-    const char* code = W.scales + (long long)(tile * W.pieces + piece) * 128 + (g * 2 + (t >> 1)) * 8;
+    const char* code = W.scales + unit * 128 + (g * 2 + (t >> 1)) * 8;
     *(uint2*)p.s = __ldg((const uint2*)code);
-    const char* level = W.second + ((long long)(tile / W.rows) * W.pieces + piece) * 64 + (t >> 1) * 8;
+    const char* level = W.second + (u32)(tile / W.rows * W.pieces + piece) * 64 + (t >> 1) * 8;
 #pragma unroll
     for (int i = 0; i < 4; ++i) *(uint2*)(p.s + 2 + 2 * i) = __ldg((const uint2*)(level + 16 * i));
 #endif
-    if (CHAINED) p.s[SCALE_WORDS] = __ldg((const unsigned char*)W.tail + tile * W.pieces + piece);
+    if (CHAINED) p.s[SCALE_WORDS] = __ldg((const unsigned char*)W.tail + unit);
 }
 
 __device__ __forceinline__ void zero(Piece& p) {
@@ -191,8 +201,11 @@ __device__ __forceinline__ void fill(char*, const Weight&) {}
 #define TABLE_BYTES (BITS * 256 * 16 * REP)
 // Word k of a book, 16 bytes, REP times: the eight lanes that shared memory serves at once find eight banks.
 __device__ __forceinline__ void fill(char* table, const Weight& W) {
-    for (int i = threadIdx.x; i < BITS * 256 * REP; i += blockDim.x)
-        *(uint4*)(table + 16 * i) = __ldg((const uint4*)W.table + i / REP);
+    for (int i = threadIdx.x; i < BITS * 256; i += blockDim.x) {
+        const uint4 word = __ldg((const uint4*)W.table + i);
+#pragma unroll
+        for (int k = 0; k < REP; ++k) *(uint4*)(table + (i * REP + (i + k) % REP) * 16) = word;  // lanes begin elsewhere
+    }
 }
 #endif
 __device__ __forceinline__ uint4 word_of(const Piece& p, int index, const char* table, int lane, const Weight& W) {
@@ -204,8 +217,9 @@ __device__ __forceinline__ uint4 word_of(const Piece& p, int index, const char* 
 #pragma unroll
     for (int m = 0; m < BITS; ++m) {
         const int at = index * BITS + m;
-        const u32 code = p.w[at >> 2] >> 8 * (at & 3) & 255;
-        const uint4 word = *(const uint4*)(table + (m * 256 * REP * 16 + (code * REP + (lane & (REP - 1))) * 16));
+        const u32 code = p.w[at >> 2], up = 4 + LOG(REP);
+        const u32 place = 8 * (at & 3) < up ? code << (up - 8 * (at & 3)) : code >> (8 * (at & 3) - up);
+        const uint4 word = *(const uint4*)(table + m * (4096 * REP) + (place & 255 << up | (lane & (REP - 1)) << 4));
         if (m == 0) sum = word;
         else sum = {add2(sum.x, word.x), add2(sum.y, word.y), add2(sum.z, word.z), add2(sum.w, word.w)};
     }
@@ -225,9 +239,12 @@ __device__ __forceinline__ void weights(u32 a[2][4], const Piece& p, int j, cons
 // The pair of weights of every window + step bits, REP times: with 32 copies each lane has a bank of its own.
 __device__ __forceinline__ void fill(char* table, const Weight& W) {
     const u16* lut = (const u16*)W.table;
-    for (int i = threadIdx.x; i < ENTRIES * REP; i += blockDim.x) {
-        const int k = i / REP;
-        ((u32*)table)[i] = lut[k & ((1 << WINDOW) - 1)] | (u32)lut[k >> BITS] << 16;
+    for (int i = threadIdx.x; i < ENTRIES; i += blockDim.x) {
+        const u32 pair = lut[i & ((1 << WINDOW) - 1)] | (u32)lut[i >> BITS] << 16;
+        if (REP < 4)
+            for (int k = 0; k < REP; ++k) ((u32*)table)[i * REP + k] = pair;
+#pragma unroll
+        for (int k = 0; k < REP / 4; ++k) ((uint4*)table)[i * (REP / 4) + (i + k) % (REP > 3 ? REP / 4 : 1)] = {pair, pair, pair, pair};
     }
 }
 // A window reaches into the bits of the next lane of the chain; the last lane's next is the first of the next 16 inputs.
@@ -255,14 +272,16 @@ __device__ __forceinline__ void weights16(u32 a[4], const Piece& p, int i, const
     const int order[4] = {0, 2, 1, 3};
 #pragma unroll
     for (int k = 0; k < 4; ++k) {
-        u32 index = bits >> 2 * BITS * k;
-        if (BITS == 4 && k == 3) index |= (over >> 8 * (i & 3)) << 8;
-        a[order[k]] = *(const u32*)(table + ((index & (ENTRIES - 1)) * REP + (lane & (REP - 1))) * 4);
+        const u32 up = 2 + LOG(REP), at = 2 * BITS * k;
+        u32 place = at < up ? bits << (up - at) : bits >> (at - up);
+        if (BITS == 4 && k == 3) place |= (over >> 8 * (i & 3) & 255) << (8 + up);
+        a[order[k]] = *(const u32*)(table + (place & (ENTRIES - 1) << up | (lane & (REP - 1)) << 2));
     }
 }
 #endif
 
-// Scales of the 32 inputs j: of outputs first and second, each twice in a word; zeros likewise. m: which 16 of a trellis.
+// Scales of the 32 inputs j: of outputs first and second, each twice in a word; zeros likewise (of two levels minus zero
+// times scale: a product is scale * code + that). m: which 16 of a trellis.
 __device__ __forceinline__ void scales(const Piece& p, int j, int m, u32 scale[2], u32 zero[2]) {
 #if SCALE == 1
     const int i = CHAINED ? (2 * j + m) * PARTS / 8 : j * PARTS / 4;
@@ -273,17 +292,20 @@ __device__ __forceinline__ void scales(const Piece& p, int j, int m, u32 scale[2
         zero[0] = __byte_perm(z, z, 0x1010), zero[1] = __byte_perm(z, z, 0x3232);
     }
 #elif SCALE == 2
-    const u32 level = p.s[2 + 2 * j], low = p.s[3 + 2 * j], codes = p.s[j >> 1] >> 16 * (j & 1);
+    const float by = of_half(p.s[2 + 2 * j]), zero_by = of_half(p.s[3 + 2 * j]);
+    const float less = by * of_half(p.s[2 + 2 * j] >> 16), zero_less = zero_by * of_half(p.s[3 + 2 * j] >> 16);
+    const u32 codes = p.s[j >> 1] >> 16 * (j & 1);
 #pragma unroll
-    for (int half = 0; half < 2; ++half) {
-        const u32 s = codes >> 8 * half & 15, z = codes >> (8 * half + 4) & 15;
-        scale[half] = twice(of_half(level) * ((float)s - of_half(level >> 16)));
-        zero[half] = twice(of_half(low) * ((float)z - of_half(low >> 16)));
+    for (int half = 0; half < 2; ++half) {  // or-ed to 2^23 a code is a number
+        const float s = by * (__uint_as_float(0x4b000000 | (codes >> 8 * half & 15)) - 8388608.f) - less;
+        const float z = zero_by * (__uint_as_float(0x4b000000 | (codes >> (8 * half + 4) & 15)) - 8388608.f) - zero_less;
+        scale[half] = twice(s), zero[half] = twice(-z * s);
     }
 #endif
 }
 
-// The 16 x 32 weights j of a piece as two fragments.
+// The 16 x 32 weights j of a piece as two fragments; bare: without scales and zeros of a table.
+template <bool bare>
 __device__ __forceinline__ void decode(u32 a[2][4], const Piece& p, int j, const char* table, int lane, const Weight& W, const u32 next[2]) {
 #if KIND == GRID
     weights(a, p, j, table, lane);
@@ -296,12 +318,13 @@ __device__ __forceinline__ void decode(u32 a[2][4], const Piece& p, int j, const
     u32 scale[2], zero[2];
 #pragma unroll
     for (int m = 0; m < 2; ++m) {
-        if (SCALE && (m == 0 || CHAINED)) scales(p, j, m, scale, zero);
+        if (SCALE && !bare && (m == 0 || CHAINED)) scales(p, j, m, scale, zero);
 #pragma unroll
         for (int c = 0; c < 4; ++c) {
             u32& pair = a[m][c];
-            if (KIND == GRID && (ZEROS || SCALE == 2)) pair = sub2(pair, zero[c & 1]);
-            if (SCALE) pair = mul2(pair, scale[c & 1]);
+            if (SCALE == 1 && ZEROS && !bare) pair = sub2(pair, zero[c & 1]);
+            if (SCALE == 1 && !bare) pair = mul2(pair, scale[c & 1]);
+            if (SCALE == 2) pair = fma2(pair, scale[c & 1], zero[c & 1]);
             if (CONVERT) pair = half_to_bf16(pair);
         }
     }
@@ -322,61 +345,97 @@ __device__ __forceinline__ void inputs(u32 b[4], const u16* row, int at, int t) 
 #define STRIDE 20                 // of a token's 16 sums
 
 #if PART == 0
-// Up to FAN tokens, each read of codes once: blocks take tiles in turn, their warps the pieces of a tile.
+#define TEAMS (WARPS / TEAM)
+#define LATER (KIND == GRID && SCALE == 1 && GROUPS == 1)  // scales and zeros of a piece are applied to its sums
+
+__device__ __forceinline__ void together(int team) {  // a barrier of one team
+    asm volatile("bar.sync %0, %1;" ::"r"(1 + team), "n"(TEAM * 32) : "memory");
+}
+
+// Up to FAN tokens, each read of codes once: teams of warps take tiles in turn, the warps of a team the pieces of a tile.
 // y[n][o] = scale[o] * sum + outliers + bias. x: (B, pieces * 128). wide_out: y is fp32.
 extern "C" __global__ void __launch_bounds__(WARPS * 32, 1)
 narrow(Weight W, const u16* x, void* y, const u16* row_scale, const u16* bias, const int* starts, const u16* columns,
        const u16* values, int N, int B, int wide_out) {
     extern __shared__ uint4 room[];
     char* table = (char*)room;
-    float* sums = (float*)(table + TABLE_BYTES);      // [2][WARPS][FAN][STRIDE]
-    float* others = sums + 2 * WARPS * FAN * STRIDE;  // [2][FAN][STRIDE], of outliers
-    u16* kept = (u16*)(others + 2 * FAN * STRIDE);
+    float* sums = (float*)(table + TABLE_BYTES);            // [2][WARPS][FAN][STRIDE]
+    float* others = sums + 2 * WARPS * FAN * STRIDE;        // the same of outliers, if there are any
+    u16* kept = (u16*)(others + (SPARSE ? 2 * WARPS * FAN * STRIDE : 0));
     const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, g = lane >> 2, t = lane & 3, D = W.pieces * 128;
-    const int turns = (W.pieces + WARPS - 1) / WARPS;
-    const int count = ((W.tiles - (int)blockIdx.x + (int)gridDim.x - 1) / (int)gridDim.x) * turns;
+    const int team = warp / TEAM, member = warp % TEAM, row = lane & 15;
+    const int turns = (W.pieces + TEAM - 1) / TEAM, begin = blockIdx.x + team * gridDim.x, step = gridDim.x * TEAMS;
+    const int count = begin < W.tiles ? ((W.tiles - begin + step - 1) / step) * turns : 0;
 
     Piece ring[DEPTH];
-    int ahead_tile = blockIdx.x, ahead_turn = 0;
+    int ahead_tile = begin, ahead_piece = member;
     auto fetch = [&](Piece& p) {
-        const int piece = ahead_turn * WARPS + warp;
-        if (ahead_tile < W.tiles && piece < W.pieces) load(p, W, ahead_tile, piece, lane);
-        if (++ahead_turn == turns) ahead_turn = 0, ahead_tile += gridDim.x;
+        if (ahead_tile < W.tiles && ahead_piece < W.pieces) load(p, W, ahead_tile, ahead_piece, lane);
+        if ((ahead_piece += TEAM) >= turns * TEAM) ahead_piece = member, ahead_tile += step;
     };
 #pragma unroll
     for (int d = 0; d < DEPTH; ++d) fetch(ring[d]);
     fill(table, W);
     const int stride = INPUTS ? D + SKEW : D;
     if (INPUTS)
-        for (int i = threadIdx.x; i < B * (D / 8); i += WARPS * 32)
-            *(uint4*)(kept + i / (D / 8) * stride + i % (D / 8) * 8) = __ldg((const uint4*)x + i);
+        for (int n = 0; n < B; ++n)
+#pragma unroll 2
+            for (int i = threadIdx.x; i < D / 8; i += WARPS * 32)
+                *(uint4*)(kept + n * stride + i * 8) = __ldg((const uint4*)(x + (long long)n * D) + i);
     __syncthreads();
 
-    float acc[NT][4] = {};
-    int tile = blockIdx.x, turn = 0, which = 0;
+    const u16* all = INPUTS ? kept : x;
+    const u16* rows[NT];  // of the lane's tokens; what a token beyond B brings goes to sums that nobody reads
+#pragma unroll
+    for (int n = 0; n < NT; ++n) rows[n] = all + (long long)min(n * 8 + g, B - 1) * stride + member * 128;
+
+    float acc[NT][2][4] = {};  // two sums, so that no product waits for the one before
+    int tile = begin, turn = 0, which = 0, turned = 0, from = 0, to = 0;
+    float scale = 1;
     for (int u = 0; u < count; u += DEPTH) {
 #pragma unroll
         for (int d = 0; d < DEPTH; ++d) {
             if (u + d >= count) continue;
-            const int piece = turn * WARPS + warp;
+            const int o = tile * 16 + row, piece = turn * TEAM + member;
+            if (turn == 0) {  // asked for early, needed when the tile ends
+                if (row_scale) scale = of_half(row_scale[min(o, N - 1)]);
+                if (SPARSE) from = starts[min(o, N)], to = starts[min(o + 1, N)];
+            }
             if (piece < W.pieces) {
                 u32 next[2];
 #if KIND == TRELLIS
                 reach(ring[d], lane, next);
 #endif
+                float part[NT][2][4] = {}, inputs_sum[NT][2][4] = {};
 #pragma unroll
                 for (int j = 0; j < 4; ++j) {
                     u32 a[2][4];
-                    decode(a, ring[d], j, table, lane, W, next);
+                    decode<LATER>(a, ring[d], j, table, lane, W, next);
 #pragma unroll
                     for (int n = 0; n < NT; ++n) {
-                        u32 b[4] = {};
-                        const int token = n * 8 + g;
-                        if (token < B) inputs(b, (INPUTS ? kept : x) + (long long)token * stride, piece * 128 + j * 32, t);
-                        mma(acc[n], a[0], b[0], b[1]);
-                        mma(acc[n], a[1], b[2], b[3]);
+                        u32 b[4];
+                        inputs(b, rows[n] + turn * (TEAM * 128), j * 32, t);
+#pragma unroll
+                        for (int m = 0; m < 2; ++m) {
+                            mma((LATER ? part : acc)[n][m], a[m], b[2 * m], b[2 * m + 1]);
+                            if (LATER && ZEROS) {
+                                const u32 one = BF16 ? 0x3f803f80 : 0x3c003c00, ones[4] = {one, one, one, one};
+                                mma(inputs_sum[n][m], ones, b[2 * m], b[2 * m + 1]);
+                            }
+                        }
                     }
                 }
+#if LATER
+                const u32 s = ring[d].s[0], z = ZEROS ? ring[d].s[1] : 0;
+#pragma unroll
+                for (int n = 0; n < NT; ++n)
+#pragma unroll
+                    for (int c = 0; c < 4; ++c) {
+                        float sum = part[n][0][c] + part[n][1][c];
+                        if (ZEROS) sum -= of_half(z >> 16 * (c >> 1)) * (inputs_sum[n][0][c & 1] + inputs_sum[n][1][c & 1]);
+                        acc[n][0][c] += of_half(s >> 16 * (c >> 1)) * sum;
+                    }
+#endif
             }
             fetch(ring[d]);
             if (++turn < turns) continue;
@@ -386,46 +445,47 @@ narrow(Weight W, const u16* x, void* y, const u16* row_scale, const u16* bias, c
             for (int n = 0; n < NT; ++n)
 #pragma unroll
                 for (int c = 0; c < 4; ++c) {
-                    mine[(n * 8 + 2 * t + (c & 1)) * STRIDE + output_of(g, c >> 1)] = acc[n][c];
-                    acc[n][c] = 0;
+                    mine[(n * 8 + 2 * t + (c & 1)) * STRIDE + output_of(g, c >> 1)] = acc[n][0][c] + acc[n][1][c];
+                    acc[n][0][c] = acc[n][1][c] = 0;
                 }
-            if (SPARSE)
-                for (int row = warp; row < 16; row += WARPS) {
-                    const int o = tile * 16 + row;
-                    float more[FAN] = {};
-                    if (o < N)
-                        for (int i = starts[o] + lane; i < starts[o + 1]; i += 32) {
-                            const float value = of_half(__ldg(values + i));
-                            const int column = __ldg(columns + i);
-#pragma unroll
-                            for (int n = 0; n < FAN; ++n)
-                                if (n < B) more[n] += value * of_T(((INPUTS ? kept : x) + (long long)n * stride)[column]);
-                        }
+            if (SPARSE) {
+                float more[FAN] = {};
+#pragma unroll 2
+                for (int i = from + 2 * member + (lane >> 4); i < to; i += 2 * TEAM) {
+                    const float value = of_half(__ldg(values + i));
+                    const u16* at = all + __ldg(columns + i);
 #pragma unroll
                     for (int n = 0; n < FAN; ++n)
-                        if (n < B) {
-                            for (int away = 16; away; away >>= 1) more[n] += __shfl_xor_sync(ALL, more[n], away);
-                            if (lane == 0) others[(which * FAN + n) * STRIDE + row] = more[n];
-                        }
+                        if (n < B) more[n] += value * of_T(at[n * stride]);
                 }
-            __syncthreads();
-            for (int i = threadIdx.x; i < 16 * B; i += WARPS * 32) {
-                const int row = i & 15, n = i >> 4, o = tile * 16 + row;
-                float sum = 0;
 #pragma unroll
-                for (int w = 0; w < WARPS; ++w) sum += sums[((which * WARPS + w) * FAN + n) * STRIDE + row];
-                if (o >= N) continue;
-                if (row_scale) sum *= of_half(row_scale[o]);
-                if (SPARSE) sum += others[(which * FAN + n) * STRIDE + row];
+                for (int n = 0; n < FAN; ++n)
+                    if (n < B) {
+                        more[n] += __shfl_xor_sync(ALL, more[n], 16);
+                        others[((which * WARPS + warp) * FAN + n) * STRIDE + row] = more[n];
+                    }
+            }
+            together(team);
+#pragma unroll 1
+            for (int n = (member + turned) % TEAM; n < B; n += TEAM) {  // a token a warp; with few, another one each tile
+                const int at = ((which * WARPS + team * TEAM + (lane >> 4) * (TEAM / 2)) * FAN + n) * STRIDE + row;
+                float sum = 0, more = 0;
+#pragma unroll
+                for (int w = 0; w < TEAM / 2; ++w) {
+                    sum += sums[at + w * FAN * STRIDE];
+                    if (SPARSE) more += others[at + w * FAN * STRIDE];
+                }
+                sum = sum * scale + more;
+                sum += __shfl_xor_sync(ALL, sum, 16);
+                if (lane >= 16 || o >= N) continue;
                 if (bias) sum += of_T(bias[o]);
                 if (wide_out) ((float*)y)[(long long)n * N + o] = sum;
                 else ((u16*)y)[(long long)n * N + o] = to_T(sum);
             }
-            which ^= 1, turn = 0, tile += gridDim.x;  // the next sums go where nobody reads any more
-        }
+            which ^= 1, turn = 0, tile += step, turned = turned + 1 == TEAM ? 0 : turned + 1;
+        }  // the next sums go where nobody reads any more
     }
 }
-
 #endif
 
 #if PART == 1
@@ -508,15 +568,16 @@ wide(Weight W, const u16* x, float* parts, u16* turned, int B, int slots) {
         for (int j = 0; j < 4; ++j) {
             u32 a[R][2][4];
 #pragma unroll
-            for (int r = 0; r < R; ++r) decode(a[r], now[r], j, table, lane, W, next[r]);
+            for (int r = 0; r < R; ++r) decode<false>(a[r], now[r], j, table, lane, W, next[r]);
 #pragma unroll
-            for (int n = 0; n < NT; ++n) {
-                u32 b[4];
-                inputs(b, rows + (n * 8 + g) * ROW, j * 32, t);
+            for (int n = 0; n < NT; n += 2) {  // two at a time: a sum's next product is not the next one
+                u32 b[2][4];
+                inputs(b[0], rows + (n * 8 + g) * ROW, j * 32, t);
+                inputs(b[1], rows + (n * 8 + 8 + g) * ROW, j * 32, t);
 #pragma unroll
-                for (int r = 0; r < R; ++r) {
-                    mma(acc[r][n], a[r][0], b[0], b[1]);
-                    mma(acc[r][n], a[r][1], b[2], b[3]);
+                for (int i = 0; i < 4 * R; ++i) {
+                    const int m = i / (2 * R), k = i / R & 1, r = i % R;
+                    mma(acc[r][n + k], a[r][m], b[k][2 * m], b[k][2 * m + 1]);
                 }
             }
         }
@@ -602,7 +663,7 @@ dense(Weight W, u16* out, const u16* row_scale, int N) {
 #pragma unroll
         for (int j = 0; j < 4; ++j) {
             u32 a[2][4];
-            decode(a, p, j, table, lane, W, next);
+            decode<false>(a, p, j, table, lane, W, next);
 #pragma unroll
             for (int second = 0; second < 2; ++second) {
                 const int o = tile * 16 + output_of(g, second);

@@ -304,18 +304,18 @@ def test_gradients_of_inputs_are_those_of_the_definition(name: str):
 
 
 @needs_gpu
-def test_a_layer_on_a_gpu_multiplies_codes_and_follows_their_changes():
+def test_a_layer_on_a_gpumultiplies_codes_and_follows_their_changes():
     weight = weights()["grid 3 g128"]
     layer = QuantizedLinear(weight, torch.randn(weight.shape[0])).cuda().requires_grad_(False)
     for dtype in (torch.float16, torch.bfloat16):
         x = torch.randn(2, 3, weight.shape[1], device="cuda").to(dtype)
-        assert layer._multiplies_codes(x) and not layer._multiplies_codes(x.float())
+        assert layer.multiplies_codes(x) and not layer.multiplies_codes(x.float())
         for _ in range(2):
             exact = F.linear(x.double(), weight.dense().double(), layer.bias.double())
             assert relative(layer(x), exact) < 2e-2 if dtype == torch.bfloat16 else 1e-3
             weight.decode.codes.random_(0, 256)
     weight.requires_grad_(True)
-    assert not layer._multiplies_codes(x), "a parameter's gradient is the definition's"
+    assert not layer.multiplies_codes(x), "a parameter's gradient is the definition's"
 
 
 @needs_gpu
