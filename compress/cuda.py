@@ -270,7 +270,8 @@ class Knobs:
 def knobs(layout: Layout, B: int) -> Knobs:
     """For so many tokens."""
     if B <= NARROW:
-        return Knobs(16, 2, 8)
+        many = layout.bits <= 4 and B <= 8  # as many warps as registers allow
+        return Knobs(32 if many else 16, 1 if layout.scale == 2 else 2, 4)
     return Knobs(8, 3, tiles=2)
 
 
@@ -311,7 +312,9 @@ def _weight(layout: Layout, parts: list[Tensor], bf16: bool) -> tuple[bytes, Ten
     if bf16 and KINDS[layout.kind] == "trellis" and layout.scale == 0:
         table = table.bfloat16()  # a weight is one entry: rounded once, as a decoded weight is
     pointers = (t.data_ptr() if t.numel() else 0 for t in (codes, scales, second, tail, table))
-    return struct.pack("5Q4i", *pointers, layout.tiles, layout.pieces, layout.span, layout.rows), table
+    groups = layout.pieces * layout.groups // layout.span
+    numbers = layout.tiles, layout.pieces, layout.span, layout.rows, groups, 0
+    return struct.pack("5Q6i", *pointers, *numbers), table
 
 
 @dataclass(frozen=True)
@@ -373,7 +376,7 @@ def wide(x: Tensor, parts: list[Tensor], layout: Layout, bias: Tensor | None, y:
         shares, k.warps * 32, how.shared, weight, x, sums, _some(turned), B, slots
     )
     nvrtc.kernel("product", device, "finish", how.flags)(
-        layout.tiles, 256, 0, sums, _some(turned), y, row_scale, bias, starts, columns, values,
+        layout.tiles * -(-B // 16), 256, 0, sums, _some(turned), y, row_scale, bias, starts, columns, values,
         layout.N, B, int(y.dtype == torch.float32), layout.tiles, layout.pieces, shares, slots,
     )  # fmt: skip
 
@@ -470,7 +473,7 @@ def _keep(ctx, inputs, output) -> None:
 def _backward(ctx, gradient: Tensor):
     weight = decoded(ctx.parts, ctx.how, ctx.dtype)
     bias = gradient.sum(0).to(ctx.dtype) if ctx.biased else None
-    return gradient.to(ctx.dtype) @ weight, None, None, bias, None
+    return gradient.to(ctx.dtype) @ weight, [None] * len(ctx.parts), None, bias, None
 
 
 product.register_autograd(_backward, setup_context=_keep)

@@ -174,9 +174,8 @@ def bench(args: argparse.Namespace) -> list[dict]:
 def choices(B: int, layout: Layout) -> list[tuple[str, Knobs]]:
     made = []
     if B <= cuda.NARROW:
-        for warps, team, depth, inputs in itertools.product((16, 24, 32), (4, 8, 16), (1, 2, 4), (0, 1)):
-            if warps % team == 0 and (layout.kind, depth) != (0, 4):
-                made.append(("narrow", Knobs(warps, depth, team, 1, inputs)))
+        for warps, team, depth, inputs in itertools.product((16, 32), (4, 8), (1, 2, 3), (0, 1)):
+            made.append(("narrow", Knobs(warps, depth, team, 1, inputs)))
     if B > 8:
         for warps, depth, tiles in itertools.product((8, 16), (3, 4), (1, 2, 4)):
             if warps * tiles <= 32:

@@ -50,6 +50,11 @@ __device__ __forceinline__ u32 mul2(u32 a, u32 b) {
     asm("mul.rn.f16x2 %0, %1, %2;" : "=r"(d) : "r"(a), "r"(b));
     return d;
 }
+__device__ __forceinline__ u32 within(u32 a, u32 mask, u32 more) {  // (a & mask) | more, which ptxas likes to split
+    u32 d;
+    asm("lop3.b32 %0, %1, %2, %3, 0xea;" : "=r"(d) : "r"(a), "r"(mask), "r"(more));
+    return d;
+}
 __device__ __forceinline__ float of_half(u16 h) {
     float f;
     asm("cvt.f32.f16 %0, %1;" : "=f"(f) : "h"(h));
@@ -122,6 +127,7 @@ __device__ __forceinline__ void read2(u32* d, const void* from) {
 struct Weight {
     const char *codes, *scales, *second, *tail, *table;
     int tiles, pieces, span, rows;  // span: pieces of a scale group; rows: tiles of a second-level block
+    int groups, unused;             // scale groups of a tile
 };
 
 // What a lane reads of a piece.
@@ -137,19 +143,18 @@ __device__ __forceinline__ void load(Piece& p, const Weight& W, int tile, int pi
     if (WORDS % 4) read2(p.w + WORDS / 4 * 4, at + WORDS / 4 * 512 - 8 * lane);
     const int g = lane >> 2, t = lane & 3;
 #if SCALE == 1
-    const int per = W.pieces * GROUPS / W.span;  // groups of a tile
 #pragma unroll
     for (int i = 0; i < PARTS; ++i) {
-        int group = GROUPS == 1 ? piece / W.span : piece * GROUPS + i;
+        int group = GROUPS > 1 ? piece * GROUPS + i : W.span == 1 ? piece : piece / W.span;
         if (GROUPS == 8 && !CHAINED) group = piece * 8 + 2 * i + (t >> 1);
-        const char* entry = W.scales + ((u32)(tile * per + group) * 8 + g) * (4 + 4 * ZEROS);
+        const char* entry = W.scales + ((u32)(tile * W.groups + group) * 8 + g) * (4 + 4 * ZEROS);
         if (ZEROS) *(uint2*)(p.s + 2 * i) = __ldg((const uint2*)entry);
         else p.s[i] = __ldg((const u32*)entry);
     }
 #elif SCALE == 2
     const char* code = W.scales + unit * 128 + (g * 2 + (t >> 1)) * 8;
     *(uint2*)p.s = __ldg((const uint2*)code);
-    const char* level = W.second + (u32)(tile / W.rows * W.pieces + piece) * 64 + (t >> 1) * 8;
+    const char* level = W.second + (u32)((W.rows == 1 ? tile : tile / W.rows) * W.pieces + piece) * 64 + (t >> 1) * 8;
 #pragma unroll
     for (int i = 0; i < 4; ++i) *(uint2*)(p.s + 2 + 2 * i) = __ldg((const uint2*)(level + 16 * i));
 #endif
@@ -178,14 +183,14 @@ __device__ __forceinline__ u32 pair_of(const Piece& p, int i) {
     int up = 0;
     if (BITS == 3 && i >= 30) {
         const u32* w = p.w + 3 * (i - 30);
-        code = (w[0] >> 15 & 0x10001) | (w[1] >> 14 & 0x20002) | (w[2] >> 13 & 0x40004);
+        code = within(w[0] >> 15, 0x10001, within(w[1] >> 14, 0x20002, within(w[2] >> 13, 0x40004, 0x64006400)));
     } else {
         const int per = 16 / BITS, far = 10 / BITS * BITS, at = i % per * BITS, from = at < far ? 0 : far;
         up = at - from;
-        code = (p.w[i / per] >> from) & (mask << up) * 0x10001;
+        code = within(p.w[i / per] >> from, (mask << up) * 0x10001, 0x64006400);
     }
     const u32 less = 0x8000 | whole((1024 >> up) + (ZEROS || SCALE == 2 ? 0 : CENTER));
-    return fma2(code | 0x64006400, ((15u - up) << 10) * 0x10001, less * 0x10001);
+    return fma2(code, ((15u - up) << 10) * 0x10001, less * 0x10001);
 }
 __device__ __forceinline__ void weights(u32 a[2][4], const Piece& p, int j, const char*, int) {
 #pragma unroll
@@ -209,22 +214,26 @@ __device__ __forceinline__ void fill(char* table, const Weight& W) {
 }
 #endif
 __device__ __forceinline__ uint4 word_of(const Piece& p, int index, const char* table, int lane, const Weight& W) {
-    uint4 sum;
 #if WIDE
-    const u32 code = p.w[index >> 1] >> 16 * (index & 1) & 0xffff;
-    sum = __ldg((const uint4*)W.table + code);
+    return __ldg((const uint4*)W.table + (p.w[index >> 1] >> 16 * (index & 1) & 0xffff));
 #else
+    uint4 words[BITS];
 #pragma unroll
     for (int m = 0; m < BITS; ++m) {
         const int at = index * BITS + m;
         const u32 code = p.w[at >> 2], up = 4 + LOG(REP);
         const u32 place = 8 * (at & 3) < up ? code << (up - 8 * (at & 3)) : code >> (8 * (at & 3) - up);
-        const uint4 word = *(const uint4*)(table + m * (4096 * REP) + (place & 255 << up | (lane & (REP - 1)) << 4));
-        if (m == 0) sum = word;
-        else sum = {add2(sum.x, word.x), add2(sum.y, word.y), add2(sum.z, word.z), add2(sum.w, word.w)};
+        words[m] = *(const uint4*)(table + m * (4096 * REP) + within(place, 255 << up, (lane & (REP - 1)) << 4));
     }
+#pragma unroll
+    for (int step = 1; step < BITS; step *= 2)  // as a tree, whose sums are rounded least often
+#pragma unroll
+        for (int m = 0; m + step < BITS; m += 2 * step) {
+            uint4 &a = words[m], &b = words[m + step];
+            a = {add2(a.x, b.x), add2(a.y, b.y), add2(a.z, b.z), add2(a.w, b.w)};
+        }
+    return words[0];
 #endif
-    return sum;
 }
 __device__ __forceinline__ void weights(u32 a[2][4], const Piece& p, int j, const char* table, int lane, const Weight& W) {
     const uint4 first = word_of(p, 2 * j, table, lane, W), second = word_of(p, 2 * j + 1, table, lane, W);
@@ -275,7 +284,7 @@ __device__ __forceinline__ void weights16(u32 a[4], const Piece& p, int i, const
         const u32 up = 2 + LOG(REP), at = 2 * BITS * k;
         u32 place = at < up ? bits << (up - at) : bits >> (at - up);
         if (BITS == 4 && k == 3) place |= (over >> 8 * (i & 3) & 255) << (8 + up);
-        a[order[k]] = *(const u32*)(table + (place & (ENTRIES - 1) << up | (lane & (REP - 1)) << 2));
+        a[order[k]] = *(const u32*)(table + within(place, (ENTRIES - 1) << up, (lane & (REP - 1)) << 2));
     }
 }
 #endif
@@ -524,41 +533,49 @@ wide(Weight W, const u16* x, float* parts, u16* turned, int B, int slots) {
     const int P = W.pieces, D = P * 128, blocks = (W.tiles + WARPS * R - 1) / (WARPS * R), all = blocks * P;
     const int begin = (long long)blockIdx.x * all / gridDim.x, end = (long long)(blockIdx.x + 1) * all / gridDim.x;
 
-    auto stage = [&](int u) {
-        if (u < end) {
-            const int piece = u % P;
-            u16* to = stages + (u - begin) % DEPTH * (FAN * ROW);
-            for (int i = threadIdx.x; i < FAN * 16; i += WARPS * 32) {
-                const int n = i >> 4, at = (i & 15) * 8;
-                copy16(to + n * ROW + at, x + (long long)(n < B ? n : 0) * D + piece * 128 + at, n < B);
+    int stage_piece = begin % P, stage_at = 0, staged = begin;
+    auto stage = [&] {
+        if (staged++ < end) {
+            u16* to = stages + stage_at * (FAN * ROW);
+#pragma unroll
+            for (int k = 0; k < FAN * 16; k += WARPS * 32) {
+                const int i = k + threadIdx.x, n = i >> 4, at = (i & 15) * 8;
+                if (FAN * 16 - k >= WARPS * 32 || i < FAN * 16)
+                    copy16(to + n * ROW + at, x + (u32)(min(n, B - 1) * D + stage_piece * 128 + at), n < B);
             }
+            if (++stage_piece == P) stage_piece = 0;
+            if (++stage_at == DEPTH) stage_at = 0;
         }
         commit();
     };
     Piece now[R], then[R];
-    auto fetch = [&](Piece* p, int u) {
-        if (u >= end) return;
-        const int first = (u / P * WARPS + warp) * R;
+    int fetch_piece = begin % P, fetch_block = begin / P, fetched = begin;
+    auto fetch = [&](Piece* p) {
+        if (fetched++ >= end) return;
+        const int first = (fetch_block * WARPS + warp) * R;
 #pragma unroll
         for (int r = 0; r < R; ++r)
-            if (first + r < W.tiles) load(p[r], W, first + r, u % P, lane);
+            if (first + r < W.tiles) load(p[r], W, first + r, fetch_piece, lane);
             else zero(p[r]);
+        if (++fetch_piece == P) fetch_piece = 0, ++fetch_block;
     };
 #pragma unroll
-    for (int s = 0; s < DEPTH - 1; ++s) stage(begin + s);
-    fetch(now, begin);
+    for (int s = 0; s < DEPTH - 1; ++s) stage();
+    fetch(now);
     fill(table, W);
     if (SPARSE)
         for (int i = blockIdx.x * WARPS * 32 + threadIdx.x; i < D * FAN; i += gridDim.x * WARPS * 32)
             turned[i] = i % FAN < B ? x[(long long)(i % FAN) * D + i / FAN] : 0;
 
+    int block = begin / P, piece = begin % P, at = 0;
     float acc[R][NT][4] = {};
     for (int u = begin; u < end; ++u) {
         arrived<DEPTH - 2>();
         __syncthreads();  // of everybody's copies; and nobody reads the stage any more that is filled next
-        stage(u + DEPTH - 1);
-        fetch(then, u + 1);
-        const u16* rows = stages + (u - begin) % DEPTH * (FAN * ROW);
+        stage();
+        fetch(then);
+        const u16* rows = stages + at * (FAN * ROW) + g * ROW;
+        if (++at == DEPTH) at = 0;
         u32 next[R][2];
 #if KIND == TRELLIS
 #pragma unroll
@@ -572,8 +589,8 @@ wide(Weight W, const u16* x, float* parts, u16* turned, int B, int slots) {
 #pragma unroll
             for (int n = 0; n < NT; n += 2) {  // two at a time: a sum's next product is not the next one
                 u32 b[2][4];
-                inputs(b[0], rows + (n * 8 + g) * ROW, j * 32, t);
-                inputs(b[1], rows + (n * 8 + 8 + g) * ROW, j * 32, t);
+                inputs(b[0], rows + n * 8 * ROW, j * 32, t);
+                inputs(b[1], rows + (n * 8 + 8) * ROW, j * 32, t);
 #pragma unroll
                 for (int i = 0; i < 4 * R; ++i) {
                     const int m = i / (2 * R), k = i / R & 1, r = i % R;
@@ -581,8 +598,8 @@ wide(Weight W, const u16* x, float* parts, u16* turned, int B, int slots) {
                 }
             }
         }
-        if (u + 1 == end || (u + 1) % P == 0) {
-            const int block = u / P, first = (int)(((long long)(block * P + 1) * gridDim.x - 1) / all);
+        if (u + 1 == end || piece + 1 == P) {
+            const int first = (int)(((long long)(block * P + 1) * gridDim.x - 1) / all);
             float* part = parts + ((long long)block * slots + (int)blockIdx.x - first) * FAN * HEIGHT;
 #pragma unroll
             for (int r = 0; r < R; ++r)
@@ -594,53 +611,50 @@ wide(Weight W, const u16* x, float* parts, u16* turned, int B, int slots) {
                         acc[r][n][c] = 0;
                     }
         }
+        if (++piece == P) piece = 0, ++block;
 #pragma unroll
         for (int r = 0; r < R; ++r) now[r] = then[r];
     }
 }
 
-// y[n][o] from the parts of `wide`, launched with `shares` blocks: 16 outputs a block, 256 threads.
+// y[n][o] from the parts of `wide`, launched with `shares` blocks: a block of 256 threads has 16 outputs of 16 tokens.
 extern "C" __global__ void __launch_bounds__(256)
 finish(const float* parts, const u16* turned, void* y, const u16* row_scale, const u16* bias, const int* starts,
        const u16* columns, const u16* values, int N, int B, int wide_out, int tiles, int pieces, int shares, int slots) {
-    __shared__ float others[16][FAN + 1];
+    __shared__ float others[16][17];
     const int all = (tiles + WARPS * R - 1) / (WARPS * R) * pieces, lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
-    const int lanes = FAN / 2 < 32 ? FAN / 2 : 32;  // that read one outlier's inputs, two tokens each
-    if (SPARSE) {
-        for (int row = warp; row < 16; row += 8) {
-            const int o = blockIdx.x * 16 + row, last = o < N ? starts[o + 1] : 0;
-            float2 sum = {};
+    const int tile = blockIdx.x % tiles, token = blockIdx.x / tiles * 16;
+    const int row = threadIdx.x & 15, n = token + (threadIdx.x >> 4), o = tile * 16 + row, block = o / HEIGHT;
+    const int first = (int)(((long long)(block * pieces + 1) * shares - 1) / all);
+    const int last = (int)(((long long)(block + 1) * pieces * shares - 1) / all);
+    const float* part = parts + ((long long)block * slots * FAN + n) * HEIGHT + o % HEIGHT;
+    float sum = 0;
 #pragma unroll 4
-            for (int i = (o < N ? starts[o] : 0) + lane / lanes; i < last; i += 32 / lanes) {
-                const u32 pair = __ldg((const u32*)(turned + (long long)__ldg(columns + i) * FAN) + lane % lanes);
+    for (int s = 0; s <= last - first; ++s) sum += part[(long long)s * FAN * HEIGHT];
+    if (SPARSE) {  // eight lanes read an outlier's inputs, two tokens each
+#pragma unroll
+        for (int k = warp; k < 16; k += 8) {
+            const int end = starts[min(tile * 16 + k + 1, N)];
+            float low = 0, high = 0;
+#pragma unroll 4
+            for (int i = starts[min(tile * 16 + k, N)] + (lane >> 3); i < end; i += 4) {
+                const u32 pair = __ldg((const u32*)(turned + (long long)__ldg(columns + i) * FAN + token) + (lane & 7));
                 const float value = of_half(__ldg(values + i));
-                sum.x += value * of_T(pair), sum.y += value * of_T(pair >> 16);
+                low += value * of_T(pair), high += value * of_T(pair >> 16);
             }
-            for (int away = 16; away >= lanes; away >>= 1) {
-                sum.x += __shfl_xor_sync(ALL, sum.x, away);
-                sum.y += __shfl_xor_sync(ALL, sum.y, away);
-            }
-            if (lane < lanes) others[row][2 * lane] = sum.x, others[row][2 * lane + 1] = sum.y;
+            for (int away = 16; away >= 8; away >>= 1)
+                low += __shfl_xor_sync(ALL, low, away), high += __shfl_xor_sync(ALL, high, away);
+            if (lane < 8) others[k][2 * lane] = low, others[k][2 * lane + 1] = high;
         }
         __syncthreads();
     }
-    const int row = threadIdx.x & 15, o = blockIdx.x * 16 + row, block = o / HEIGHT;
-    if (o >= N) return;
-    const int first = (int)(((long long)(block * pieces + 1) * shares - 1) / all);
-    const int last = (int)(((long long)(block + 1) * pieces * shares - 1) / all);
-    const float scale = row_scale ? of_half(row_scale[o]) : 1;
-    for (int n = threadIdx.x >> 4; n < B; n += 16) {
-        const float* part = parts + ((long long)block * slots * FAN + n) * HEIGHT + o % HEIGHT;
-        float sum = 0;
-        for (int s = 0; s <= last - first; ++s) sum += part[(long long)s * FAN * HEIGHT];
-        sum *= scale;
-        if (SPARSE) sum += others[row][n];
-        if (bias) sum += of_T(bias[o]);
-        if (wide_out) ((float*)y)[(long long)n * N + o] = sum;
-        else ((u16*)y)[(long long)n * N + o] = to_T(sum);
-    }
+    if (o >= N || n >= B) return;
+    if (row_scale) sum *= of_half(row_scale[o]);
+    if (SPARSE) sum += others[row][threadIdx.x >> 4];
+    if (bias) sum += of_T(bias[o]);
+    if (wide_out) ((float*)y)[(long long)n * N + o] = sum;
+    else ((u16*)y)[(long long)n * N + o] = to_T(sum);
 }
-
 #endif
 
 #if PART == 2
