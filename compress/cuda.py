@@ -293,11 +293,11 @@ def _table(layout: Layout, room: int) -> tuple[int, int]:
     return most, one * most
 
 
-def _flags(layout: Layout, part: int, copies: int, bf16: bool, fan: int, k: Knobs) -> tuple[str, ...]:
+def _flags(layout: Layout, part: int, copies: int, bf16: bool, fan: int, k: Knobs, tokens: int = 1) -> tuple[str, ...]:
     numbers = {
         "KIND": layout.kind, "BITS": layout.bits, "WINDOW": layout.window, "WIDE": layout.wide, "CENTER": layout.center,
         "SCALE": layout.scale, "GROUPS": layout.groups, "ZEROS": layout.zeros, "SPARSE": layout.sparse, "REP": copies,
-        "BF16": int(bf16), "NT": fan, "R": k.tiles, "WARPS": k.warps, "TEAM": k.team, "DEPTH": k.depth, "INPUTS": k.inputs, "PART": part,
+        "BF16": int(bf16), "NT": fan, "R": k.tiles, "WARPS": k.warps, "TEAM": k.team, "DEPTH": k.depth, "INPUTS": k.inputs, "PART": part, "TOKENS": tokens,
     }  # fmt: skip
     return tuple(f"-D{name}={number}" for name, number in numbers.items())
 
@@ -334,7 +334,8 @@ def narrow_launch(layout: Layout, B: int, bf16: bool, k: Knobs, room: int) -> La
     copies, table = _table(layout, min(k.most, room - sums))
     kept = B * (layout.pieces * PIECE + 32) * 2
     k = replace(k, inputs=int(bool(k.inputs) and table + sums + kept <= room))
-    return Launch(_flags(layout, 0, copies, bf16, fan, k), table + sums + k.inputs * kept, fan, k)
+    flags = _flags(layout, 0, copies, bf16, fan, k, B if layout.sparse else 1)
+    return Launch(flags, table + sums + k.inputs * kept, fan, k)
 
 
 def wide_launch(layout: Layout, B: int, bf16: bool, k: Knobs, room: int) -> Launch:
@@ -367,6 +368,7 @@ def wide(x: Tensor, parts: list[Tensor], layout: Layout, bias: Tensor | None, y:
     height, fan = k.warps * k.tiles, how.fan
     blocks = -(-layout.tiles // height)
     shares = min(cores, blocks * layout.pieces)
+    assert blocks * layout.pieces * shares < 1 << 32, "the kernel divides in 32 bits"
     slots = _slots(blocks, layout.pieces, shares)
     sums = torch.empty(blocks * slots * fan * 8 * height * TILE, dtype=torch.float32, device=x.device)
     turned = torch.empty(layout.pieces * PIECE * fan * 8 if layout.sparse else 0, dtype=x.dtype, device=x.device)
@@ -376,7 +378,7 @@ def wide(x: Tensor, parts: list[Tensor], layout: Layout, bias: Tensor | None, y:
         shares, k.warps * 32, how.shared, weight, x, sums, _some(turned), B, slots
     )
     nvrtc.kernel("product", device, "finish", how.flags)(
-        layout.tiles * -(-B // 16), 256, 0, sums, _some(turned), y, row_scale, bias, starts, columns, values,
+        layout.tiles * (1 if layout.sparse else -(-B // 16)), 256, 0, sums, _some(turned), y, row_scale, bias, starts, columns, values,
         layout.N, B, int(y.dtype == torch.float32), layout.tiles, layout.pieces, shares, slots,
     )  # fmt: skip
 

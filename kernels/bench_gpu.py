@@ -174,10 +174,10 @@ def bench(args: argparse.Namespace) -> list[dict]:
 def choices(B: int, layout: Layout) -> list[tuple[str, Knobs]]:
     made = []
     if B <= cuda.NARROW:
-        for warps, team, depth, inputs in itertools.product((16, 32), (4, 8), (1, 2, 3), (0, 1)):
+        for warps, team, depth, inputs in itertools.product((16, 32), (4, 8), (1, 2), (0, 1)):
             made.append(("narrow", Knobs(warps, depth, team, 1, inputs)))
     if B > 8:
-        for warps, depth, tiles in itertools.product((8, 16), (3, 4), (1, 2, 4)):
+        for warps, depth, tiles in itertools.product((8, 12, 16), (3,), (1, 2, 3, 4)):
             if warps * tiles <= 32:
                 made.append(("wide", Knobs(warps, depth, 1, tiles)))
     return made

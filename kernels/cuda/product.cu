@@ -6,6 +6,7 @@
 //   CENTER  a grid's zero where no table is    REP     copies of the table in shared memory
 //   SCALE   0: of a row. 1: of GROUPS parts of a piece, each of 16 inputs or more. 2: two levels, of 16 inputs
 //   ZEROS   1: the table holds zeros, too      BF16    of inputs and outputs; else fp16
+//   TOKENS  of narrow, if there are outliers
 //   NT      eights of tokens                   R       tiles of a warp          WARPS   of a block, TEAM of a tile
 //   DEPTH   pieces in flight (narrow) or stages of inputs (wide)                INPUTS  1: narrow keeps x in shared memory
 //   SPARSE  1: there are outliers              PART    what to compile: 0 narrow, 1 wide and finish, 2 dense
@@ -145,8 +146,8 @@ __device__ __forceinline__ void load(Piece& p, const Weight& W, int tile, int pi
 #if SCALE == 1
 #pragma unroll
     for (int i = 0; i < PARTS; ++i) {
-        int group = GROUPS > 1 ? piece * GROUPS + i : W.span == 1 ? piece : piece / W.span;
-        if (GROUPS == 8 && !CHAINED) group = piece * 8 + 2 * i + (t >> 1);
+        const int group = GROUPS == 1 ? (W.span == 1 ? piece : piece / W.span)
+                        : GROUPS == 8 && !CHAINED ? piece * 8 + 2 * i + (t >> 1) : piece * GROUPS + i;
         const char* entry = W.scales + ((u32)(tile * W.groups + group) * 8 + g) * (4 + 4 * ZEROS);
         if (ZEROS) *(uint2*)(p.s + 2 * i) = __ldg((const uint2*)entry);
         else p.s[i] = __ldg((const u32*)entry);
@@ -398,16 +399,16 @@ narrow(Weight W, const u16* x, void* y, const u16* row_scale, const u16* bias, c
 #pragma unroll
     for (int n = 0; n < NT; ++n) rows[n] = all + (long long)min(n * 8 + g, B - 1) * stride + member * 128;
 
-    float acc[NT][2][4] = {};  // two sums, so that no product waits for the one before
+    float acc[NT][4] = {};
     int tile = begin, turn = 0, which = 0, turned = 0, from = 0, to = 0;
-    float scale = 1;
+    u16 scale = 0x3c00;  // 1
     for (int u = 0; u < count; u += DEPTH) {
 #pragma unroll
         for (int d = 0; d < DEPTH; ++d) {
             if (u + d >= count) continue;
             const int o = tile * 16 + row, piece = turn * TEAM + member;
             if (turn == 0) {  // asked for early, needed when the tile ends
-                if (row_scale) scale = of_half(row_scale[min(o, N - 1)]);
+                if (row_scale) scale = row_scale[min(o, N - 1)];
                 if (SPARSE) from = starts[min(o, N)], to = starts[min(o + 1, N)];
             }
             if (piece < W.pieces) {
@@ -415,7 +416,7 @@ narrow(Weight W, const u16* x, void* y, const u16* row_scale, const u16* bias, c
 #if KIND == TRELLIS
                 reach(ring[d], lane, next);
 #endif
-                float part[NT][2][4] = {}, inputs_sum[NT][2][4] = {};
+                float part[NT][4] = {}, inputs_sum[NT][4] = {};
 #pragma unroll
                 for (int j = 0; j < 4; ++j) {
                     u32 a[2][4];
@@ -426,10 +427,10 @@ narrow(Weight W, const u16* x, void* y, const u16* row_scale, const u16* bias, c
                         inputs(b, rows[n] + turn * (TEAM * 128), j * 32, t);
 #pragma unroll
                         for (int m = 0; m < 2; ++m) {
-                            mma((LATER ? part : acc)[n][m], a[m], b[2 * m], b[2 * m + 1]);
+                            mma((LATER ? part : acc)[n], a[m], b[2 * m], b[2 * m + 1]);
                             if (LATER && ZEROS) {
                                 const u32 one = BF16 ? 0x3f803f80 : 0x3c003c00, ones[4] = {one, one, one, one};
-                                mma(inputs_sum[n][m], ones, b[2 * m], b[2 * m + 1]);
+                                mma(inputs_sum[n], ones, b[2 * m], b[2 * m + 1]);
                             }
                         }
                     }
@@ -440,9 +441,9 @@ narrow(Weight W, const u16* x, void* y, const u16* row_scale, const u16* bias, c
                 for (int n = 0; n < NT; ++n)
 #pragma unroll
                     for (int c = 0; c < 4; ++c) {
-                        float sum = part[n][0][c] + part[n][1][c];
-                        if (ZEROS) sum -= of_half(z >> 16 * (c >> 1)) * (inputs_sum[n][0][c & 1] + inputs_sum[n][1][c & 1]);
-                        acc[n][0][c] += of_half(s >> 16 * (c >> 1)) * sum;
+                        float sum = part[n][c];
+                        if (ZEROS) sum -= of_half(z >> 16 * (c >> 1)) * inputs_sum[n][c & 1];
+                        acc[n][c] += of_half(s >> 16 * (c >> 1)) * sum;
                     }
 #endif
             }
@@ -454,25 +455,23 @@ narrow(Weight W, const u16* x, void* y, const u16* row_scale, const u16* bias, c
             for (int n = 0; n < NT; ++n)
 #pragma unroll
                 for (int c = 0; c < 4; ++c) {
-                    mine[(n * 8 + 2 * t + (c & 1)) * STRIDE + output_of(g, c >> 1)] = acc[n][0][c] + acc[n][1][c];
-                    acc[n][0][c] = acc[n][1][c] = 0;
+                    mine[(n * 8 + 2 * t + (c & 1)) * STRIDE + output_of(g, c >> 1)] = acc[n][c];
+                    acc[n][c] = 0;
                 }
             if (SPARSE) {
-                float more[FAN] = {};
+                float more[TOKENS] = {};
 #pragma unroll 2
                 for (int i = from + 2 * member + (lane >> 4); i < to; i += 2 * TEAM) {
                     const float value = of_half(__ldg(values + i));
                     const u16* at = all + __ldg(columns + i);
 #pragma unroll
-                    for (int n = 0; n < FAN; ++n)
-                        if (n < B) more[n] += value * of_T(at[n * stride]);
+                    for (int n = 0; n < TOKENS; ++n) more[n] += value * of_T(at[n * stride]);
                 }
 #pragma unroll
-                for (int n = 0; n < FAN; ++n)
-                    if (n < B) {
-                        more[n] += __shfl_xor_sync(ALL, more[n], 16);
-                        others[((which * WARPS + warp) * FAN + n) * STRIDE + row] = more[n];
-                    }
+                for (int n = 0; n < TOKENS; ++n) {
+                    more[n] += __shfl_xor_sync(ALL, more[n], 16);
+                    others[((which * WARPS + warp) * FAN + n) * STRIDE + row] = more[n];
+                }
             }
             together(team);
 #pragma unroll 1
@@ -484,7 +483,7 @@ narrow(Weight W, const u16* x, void* y, const u16* row_scale, const u16* bias, c
                     sum += sums[at + w * FAN * STRIDE];
                     if (SPARSE) more += others[at + w * FAN * STRIDE];
                 }
-                sum = sum * scale + more;
+                sum = sum * of_half(scale) + more;
                 sum += __shfl_xor_sync(ALL, sum, 16);
                 if (lane >= 16 || o >= N) continue;
                 if (bias) sum += of_T(bias[o]);
@@ -531,7 +530,7 @@ wide(Weight W, const u16* x, float* parts, u16* turned, int B, int slots) {
     u16* stages = (u16*)(table + TABLE_BYTES);  // [DEPTH][FAN][ROW]
     const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, g = lane >> 2, t = lane & 3;
     const int P = W.pieces, D = P * 128, blocks = (W.tiles + WARPS * R - 1) / (WARPS * R), all = blocks * P;
-    const int begin = (long long)blockIdx.x * all / gridDim.x, end = (long long)(blockIdx.x + 1) * all / gridDim.x;
+    const int begin = blockIdx.x * (u32)all / gridDim.x, end = (blockIdx.x + 1) * (u32)all / gridDim.x;  // below 2^32: `wide`
 
     int stage_piece = begin % P, stage_at = 0, staged = begin;
     auto stage = [&] {
@@ -599,7 +598,7 @@ wide(Weight W, const u16* x, float* parts, u16* turned, int B, int slots) {
             }
         }
         if (u + 1 == end || piece + 1 == P) {
-            const int first = (int)(((long long)(block * P + 1) * gridDim.x - 1) / all);
+            const int first = ((u32)(block * P + 1) * gridDim.x - 1) / all;
             float* part = parts + ((long long)block * slots + (int)blockIdx.x - first) * FAN * HEIGHT;
 #pragma unroll
             for (int r = 0; r < R; ++r)
@@ -617,43 +616,56 @@ wide(Weight W, const u16* x, float* parts, u16* turned, int B, int slots) {
     }
 }
 
-// y[n][o] from the parts of `wide`, launched with `shares` blocks: a block of 256 threads has 16 outputs of 16 tokens.
+#define EIGHTS (FAN / 8)
+
+// y[n][o] from the parts of `wide`, launched with `shares` blocks: a block of 256 threads has 16 outputs of 16 tokens, of
+// all if there are outliers.
 extern "C" __global__ void __launch_bounds__(256)
 finish(const float* parts, const u16* turned, void* y, const u16* row_scale, const u16* bias, const int* starts,
        const u16* columns, const u16* values, int N, int B, int wide_out, int tiles, int pieces, int shares, int slots) {
-    __shared__ float others[16][17];
+    __shared__ float others[16][SPARSE ? FAN + 1 : 1];
     const int all = (tiles + WARPS * R - 1) / (WARPS * R) * pieces, lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
     const int tile = blockIdx.x % tiles, token = blockIdx.x / tiles * 16;
-    const int row = threadIdx.x & 15, n = token + (threadIdx.x >> 4), o = tile * 16 + row, block = o / HEIGHT;
-    const int first = (int)(((long long)(block * pieces + 1) * shares - 1) / all);
-    const int last = (int)(((long long)(block + 1) * pieces * shares - 1) / all);
-    const float* part = parts + ((long long)block * slots * FAN + n) * HEIGHT + o % HEIGHT;
-    float sum = 0;
-#pragma unroll 4
-    for (int s = 0; s <= last - first; ++s) sum += part[(long long)s * FAN * HEIGHT];
-    if (SPARSE) {  // eight lanes read an outlier's inputs, two tokens each
+    const int row = threadIdx.x & 15, o = tile * 16 + row, block = tile / (WARPS * R);
+    const int first = ((u32)(block * pieces + 1) * shares - 1) / all, last = ((u32)(block + 1) * pieces * shares - 1) / all;
+    if (SPARSE)
 #pragma unroll
-        for (int k = warp; k < 16; k += 8) {
+        for (int k = warp; k < 16; k += 8) {  // EIGHTS lanes read an outlier's inputs, eight tokens each
             const int end = starts[min(tile * 16 + k + 1, N)];
-            float low = 0, high = 0;
+            float more[8] = {};
 #pragma unroll 4
-            for (int i = starts[min(tile * 16 + k, N)] + (lane >> 3); i < end; i += 4) {
-                const u32 pair = __ldg((const u32*)(turned + (long long)__ldg(columns + i) * FAN + token) + (lane & 7));
+            for (int i = starts[min(tile * 16 + k, N)] + lane / EIGHTS; i < end; i += 32 / EIGHTS) {
                 const float value = of_half(__ldg(values + i));
-                low += value * of_T(pair), high += value * of_T(pair >> 16);
+                const uint4 x = __ldg((const uint4*)(turned + (u32)__ldg(columns + i) * FAN + lane % EIGHTS * 8));
+                const u32 pairs[4] = {x.x, x.y, x.z, x.w};
+#pragma unroll
+                for (int c = 0; c < 4; ++c) {
+                    more[2 * c] += value * of_T(pairs[c]);
+                    more[2 * c + 1] += value * of_T(pairs[c] >> 16);
+                }
             }
-            for (int away = 16; away >= 8; away >>= 1)
-                low += __shfl_xor_sync(ALL, low, away), high += __shfl_xor_sync(ALL, high, away);
-            if (lane < 8) others[k][2 * lane] = low, others[k][2 * lane + 1] = high;
+#pragma unroll
+            for (int c = 0; c < 8; ++c) {
+#pragma unroll
+                for (int away = 16; away >= EIGHTS; away >>= 1) more[c] += __shfl_xor_sync(ALL, more[c], away);
+                if (lane < EIGHTS) others[k][8 * lane + c] = more[c];
+            }
         }
-        __syncthreads();
+    __syncthreads();
+#pragma unroll
+    for (int k = 0; k < (SPARSE ? FAN : 16); k += 16) {
+        const int n = token + k + (threadIdx.x >> 4);
+        if (o >= N || n >= B) return;
+        const float* part = parts + ((u32)block * slots * FAN + n) * (size_t)HEIGHT + o % HEIGHT;
+        float sum = 0;
+#pragma unroll 4
+        for (int s = 0; s <= last - first; ++s) sum += part[(size_t)s * FAN * HEIGHT];
+        if (row_scale) sum *= of_half(row_scale[o]);
+        if (SPARSE) sum += others[row][n];
+        if (bias) sum += of_T(bias[o]);
+        if (wide_out) ((float*)y)[(long long)n * N + o] = sum;
+        else ((u16*)y)[(long long)n * N + o] = to_T(sum);
     }
-    if (o >= N || n >= B) return;
-    if (row_scale) sum *= of_half(row_scale[o]);
-    if (SPARSE) sum += others[row][threadIdx.x >> 4];
-    if (bias) sum += of_T(bias[o]);
-    if (wide_out) ((float*)y)[(long long)n * N + o] = sum;
-    else ((u16*)y)[(long long)n * N + o] = to_T(sum);
 }
 #endif
 
