@@ -1,7 +1,7 @@
 """Products with compressed weights on an NVIDIA GPU, by kernels compiled at first use. Knows weights; knows no model, no file.
 
 `pack` lays a weight out in the order in which the tensor cores take it (kernels/cuda/product.cu); `linear` multiplies with
-it: up to 16 tokens in one pass over the codes, up to 128 in passes of 64, more through the decoded weight and cuBLAS, and so
+it: up to 8 tokens from registers, up to 128 in passes of 64, more through the decoded weight and cuBLAS, and so
 do gradients of the inputs. The definition is `compress.weight.QuantizedWeight.dense` and a product with it.
 """
 
@@ -24,7 +24,7 @@ from compress.tables import TwoLevel
 from compress.weight import QuantizedWeight
 
 TILE, PIECE = 16, 128  # outputs and inputs whose codes lie together
-NARROW, WIDE, MOST = 16, 64, 128  # tokens: of one pass of either kernel; above MOST the weight is decoded
+NARROW, WIDE, MOST = 8, 64, 128  # tokens: of one pass of either kernel; above MOST the weight is decoded
 KINDS = ("grid", "additive", "trellis")
 LONGEST = 8192  # Hadamard's block that fits into shared memory
 SMALLEST = (7, 5)  # compute capability: the tensor cores' m16n8k8
@@ -270,9 +270,10 @@ class Knobs:
 def knobs(layout: Layout, B: int) -> Knobs:
     """For so many tokens."""
     if B <= NARROW:
-        many = layout.bits <= 4 and B <= 8  # as many warps as registers allow
-        return Knobs(32 if many else 16, 1 if layout.scale == 2 else 2, 4)
-    return Knobs(8, 3, tiles=2)
+        return Knobs(32 if layout.bits <= 4 else 16, 1, 4)  # as many warps as registers allow
+    if layout.sparse:
+        return Knobs(16, 3, tiles=1)
+    return Knobs(8, 3, tiles=3)
 
 
 @lru_cache

@@ -86,6 +86,7 @@ class Model:
 def milliseconds(model: Model, B: int) -> float:
     ids = torch.randint(VOCAB, (B,), device="cuda")
     side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
         for _ in range(2):
             model.step(ids)

@@ -162,11 +162,6 @@ __device__ __forceinline__ void load(Piece& p, const Weight& W, int tile, int pi
     if (CHAINED) p.s[SCALE_WORDS] = __ldg((const unsigned char*)W.tail + unit);
 }
 
-__device__ __forceinline__ void zero(Piece& p) {
-    for (int i = 0; i < WORDS; ++i) p.w[i] = 0;
-    for (int i = 0; i <= SCALE_WORDS; ++i) p.s[i] = 0;
-}
-
 #if KIND == GRID
 #define TABLE_BYTES 0
 __device__ __forceinline__ void fill(char*, const Weight&) {}
@@ -258,7 +253,7 @@ __device__ __forceinline__ void fill(char* table, const Weight& W) {
     }
 }
 // A window reaches into the bits of the next lane of the chain; the last lane's next is the first of the next 16 inputs.
-__device__ __forceinline__ void reach(Piece& p, int lane, u32 next[2]) {
+__device__ __forceinline__ void reach(const Piece& p, int lane, u32 next[2]) {
     u32 low[2];
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
@@ -354,8 +349,29 @@ __device__ __forceinline__ void inputs(u32 b[4], const u16* row, int at, int t) 
 #define SKEW (CHAINED ? 16 : 32)  // numbers between rows of x in shared memory, so that a warp's reads meet no bank twice
 #define STRIDE 20                 // of a token's 16 sums
 
+__device__ __forceinline__ void copy16(u16* to, const u16* from, bool there) {
+#if __CUDA_ARCH__ >= 800
+    const u32 at = __cvta_generic_to_shared(to);
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(at), "l"(from), "r"(there ? 16 : 0) : "memory");
+#else
+    *(uint4*)to = there ? __ldg((const uint4*)from) : uint4{};
+#endif
+}
+__device__ __forceinline__ void commit() {
+#if __CUDA_ARCH__ >= 800
+    asm volatile("cp.async.commit_group;" ::: "memory");
+#endif
+}
+template <int LEFT>
+__device__ __forceinline__ void arrived() {
+#if __CUDA_ARCH__ >= 800
+    asm volatile("cp.async.wait_group %0;" ::"n"(LEFT) : "memory");
+#endif
+}
+
 #if PART == 0
 #define TEAMS (WARPS / TEAM)
+#define STEP (WORDS > 8 || SCALE == 2 ? 1 : 2)  // pieces at once
 #define LATER (KIND == GRID && SCALE == 1 && GROUPS == 1)  // scales and zeros of a piece are applied to its sums
 
 __device__ __forceinline__ void together(int team) {  // a barrier of one team
@@ -374,30 +390,35 @@ narrow(Weight W, const u16* x, void* y, const u16* row_scale, const u16* bias, c
     u16* kept = (u16*)(others + (SPARSE ? 2 * WARPS * FAN * STRIDE : 0));
     const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, g = lane >> 2, t = lane & 3, D = W.pieces * 128;
     const int team = warp / TEAM, member = warp % TEAM, row = lane & 15;
-    const int turns = (W.pieces + TEAM - 1) / TEAM, begin = blockIdx.x + team * gridDim.x, step = gridDim.x * TEAMS;
+    const int turns = (W.pieces + TEAM * STEP - 1) / (TEAM * STEP), begin = blockIdx.x + team * gridDim.x, step = gridDim.x * TEAMS;
     const int count = begin < W.tiles ? ((W.tiles - begin + step - 1) / step) * turns : 0;
 
-    Piece ring[DEPTH];
-    int ahead_tile = begin, ahead_piece = member;
-    auto fetch = [&](Piece& p) {
-        if (ahead_tile < W.tiles && ahead_piece < W.pieces) load(p, W, ahead_tile, ahead_piece, lane);
-        if ((ahead_piece += TEAM) >= turns * TEAM) ahead_piece = member, ahead_tile += step;
+    Piece ring[DEPTH][STEP];
+    int ahead_tile = begin, ahead_piece = member * STEP;
+    auto fetch = [&](Piece* p) {
+        if (ahead_tile < W.tiles)
+#pragma unroll
+            for (int q = 0; q < STEP; ++q)
+                if (ahead_piece + q < W.pieces) load(p[q], W, ahead_tile, ahead_piece + q, lane);
+        if ((ahead_piece += TEAM * STEP) >= turns * (TEAM * STEP)) ahead_piece = member * STEP, ahead_tile += step;
     };
 #pragma unroll
     for (int d = 0; d < DEPTH; ++d) fetch(ring[d]);
-    fill(table, W);
     const int stride = INPUTS ? D + SKEW : D;
     if (INPUTS)
         for (int n = 0; n < B; ++n)
 #pragma unroll 2
             for (int i = threadIdx.x; i < D / 8; i += WARPS * 32)
-                *(uint4*)(kept + n * stride + i * 8) = __ldg((const uint4*)(x + (long long)n * D) + i);
+                copy16(kept + n * stride + i * 8, x + (long long)n * D + i * 8, true);
+    commit();
+    fill(table, W);
+    arrived<0>();
     __syncthreads();
 
     const u16* all = INPUTS ? kept : x;
     const u16* rows[NT];  // of the lane's tokens; what a token beyond B brings goes to sums that nobody reads
 #pragma unroll
-    for (int n = 0; n < NT; ++n) rows[n] = all + (long long)min(n * 8 + g, B - 1) * stride + member * 128;
+    for (int n = 0; n < NT; ++n) rows[n] = all + (long long)min(n * 8 + g, B - 1) * stride + member * (STEP * 128);
 
     float acc[NT][4] = {};
     int tile = begin, turn = 0, which = 0, turned = 0, from = 0, to = 0;
@@ -406,25 +427,28 @@ narrow(Weight W, const u16* x, void* y, const u16* row_scale, const u16* bias, c
 #pragma unroll
         for (int d = 0; d < DEPTH; ++d) {
             if (u + d >= count) continue;
-            const int o = tile * 16 + row, piece = turn * TEAM + member;
+            const int o = tile * 16 + row, piece = (turn * TEAM + member) * STEP;
             if (turn == 0) {  // asked for early, needed when the tile ends
                 if (row_scale) scale = row_scale[min(o, N - 1)];
                 if (SPARSE) from = starts[min(o, N)], to = starts[min(o + 1, N)];
             }
-            if (piece < W.pieces) {
+#pragma unroll
+            for (int q = 0; q < STEP; ++q) {
+                if (piece + q >= W.pieces) continue;
+                const Piece& p = ring[d][q];
                 u32 next[2];
 #if KIND == TRELLIS
-                reach(ring[d], lane, next);
+                reach(p, lane, next);
 #endif
                 float part[NT][4] = {}, inputs_sum[NT][4] = {};
 #pragma unroll
                 for (int j = 0; j < 4; ++j) {
                     u32 a[2][4];
-                    decode<LATER>(a, ring[d], j, table, lane, W, next);
+                    decode<LATER>(a, p, j, table, lane, W, next);
 #pragma unroll
                     for (int n = 0; n < NT; ++n) {
                         u32 b[4];
-                        inputs(b, rows[n] + turn * (TEAM * 128), j * 32, t);
+                        inputs(b, rows[n] + turn * (TEAM * STEP * 128), q * 128 + j * 32, t);
 #pragma unroll
                         for (int m = 0; m < 2; ++m) {
                             mma((LATER ? part : acc)[n], a[m], b[2 * m], b[2 * m + 1]);
@@ -436,7 +460,7 @@ narrow(Weight W, const u16* x, void* y, const u16* row_scale, const u16* bias, c
                     }
                 }
 #if LATER
-                const u32 s = ring[d].s[0], z = ZEROS ? ring[d].s[1] : 0;
+                const u32 s = p.s[0], z = ZEROS ? p.s[1] : 0;
 #pragma unroll
                 for (int n = 0; n < NT; ++n)
 #pragma unroll
@@ -497,26 +521,6 @@ narrow(Weight W, const u16* x, void* y, const u16* row_scale, const u16* bias, c
 #endif
 
 #if PART == 1
-__device__ __forceinline__ void copy16(u16* to, const u16* from, bool there) {
-#if __CUDA_ARCH__ >= 800
-    const u32 at = __cvta_generic_to_shared(to);
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(at), "l"(from), "r"(there ? 16 : 0) : "memory");
-#else
-    *(uint4*)to = there ? __ldg((const uint4*)from) : uint4{};
-#endif
-}
-__device__ __forceinline__ void commit() {
-#if __CUDA_ARCH__ >= 800
-    asm volatile("cp.async.commit_group;" ::: "memory");
-#endif
-}
-template <int LEFT>
-__device__ __forceinline__ void arrived() {
-#if __CUDA_ARCH__ >= 800
-    asm volatile("cp.async.wait_group %0;" ::"n"(LEFT) : "memory");
-#endif
-}
-
 #define HEIGHT (WARPS * R * 16)  // outputs of a block
 #define ROW (128 + SKEW)
 
@@ -553,9 +557,7 @@ wide(Weight W, const u16* x, float* parts, u16* turned, int B, int slots) {
         if (fetched++ >= end) return;
         const int first = (fetch_block * WARPS + warp) * R;
 #pragma unroll
-        for (int r = 0; r < R; ++r)
-            if (first + r < W.tiles) load(p[r], W, first + r, fetch_piece, lane);
-            else zero(p[r]);
+        for (int r = 0; r < R; ++r) load(p[r], W, min(first + r, W.tiles - 1), fetch_piece, lane);  // beyond: nobody's
         if (++fetch_piece == P) fetch_piece = 0, ++fetch_block;
     };
 #pragma unroll
