@@ -267,13 +267,19 @@ class Knobs:
     most: int = COPIES
 
 
-def knobs(layout: Layout, B: int) -> Knobs:
-    """For so many tokens."""
+def knobs(layout: Layout, B: int, cores: int = 132) -> Knobs:
+    """For so many tokens on a card of so many multiprocessors."""
+    kind = KINDS[layout.kind]
     if B <= NARROW:
-        return Knobs(32 if layout.bits <= 4 else 16, 1, 4)  # as many warps as registers allow
-    if layout.sparse:
-        return Knobs(16, 3, tiles=1)
-    return Knobs(8, 3, tiles=3)
+        warps = 32 if layout.bits <= 4 else 16  # as many as registers allow
+        turns = -(-layout.tiles // cores)  # tiles of a multiprocessor: one team each, if there are enough
+        team = max(4, min(warps, 32 // (1 << (turns - 1).bit_length())))
+        return Knobs(warps, 1, team, inputs=int(kind != "grid" or layout.scale == 2))
+    if kind == "grid" and (B <= 32 or layout.sparse):
+        return Knobs(16, 3, tiles=2 if B <= 32 else 1)
+    if kind == "additive" and B <= 16:
+        return Knobs(8, 3, tiles=4)
+    return Knobs(8, 3, tiles=2 if kind == "trellis" and B > 32 else 3)
 
 
 @lru_cache
@@ -424,13 +430,14 @@ def product(x: Tensor, parts: list[Tensor], how: list[int], bias: Tensor | None,
     if B > MOST:
         made = F.linear(x, decoded(parts, how, x.dtype), bias)  # outliers are in
         return made.float() if full else made
+    cores, _ = _card(x.device.index)
     if B <= NARROW:
         if B:
-            narrow(x, parts, layout, bias, y, knobs(layout, B))
+            narrow(x, parts, layout, bias, y, knobs(layout, B, cores))
         return y
     for at in range(0, B, WIDE):
         some = x[at : at + WIDE]
-        wide(some, parts, layout, bias, y[at : at + WIDE], knobs(layout, WIDE if B > WIDE else B))
+        wide(some, parts, layout, bias, y[at : at + WIDE], knobs(layout, len(some), cores))
     return y
 
 
@@ -537,12 +544,23 @@ def linear(packed: Packed, x: Tensor, bias: Tensor | None = None) -> Tensor:
         read = rotated(flat, order, in_signs, None, packed.in_block, False, packed.padded[1], room, x.dtype)
     else:
         read = F.pad(flat, (0, room - D)) if room > D else flat
-    y = product(read, packed.parts, packed.how, None if turned_out else bias, turned_out)
+    last = x.dtype if packed.low_rank is None else torch.float32  # rounded once
+    y = product(read, packed.parts, packed.how, None if turned_out else bias, turned_out or packed.low_rank is not None)
     if turned_out:
-        y = rotated(y, None, out_signs, bias, packed.out_block, True, packed.padded[0], N, x.dtype)
+        y = rotated(
+            y,
+            None,
+            out_signs,
+            None if bias is None else bias.to(last),
+            packed.out_block,
+            True,
+            packed.padded[0],
+            N,
+            last,
+        )
     if packed.low_rank is not None:
-        A, B = packed.low_rank
-        y = y + F.linear(F.linear(flat, A.to(x.dtype)), B.to(x.dtype))
+        A, B = (part.float() for part in packed.low_rank)
+        y = (y + F.linear(F.linear(flat.float(), A), B)).to(x.dtype)
     return y.view(*x.shape[:-1], N)
 
 

@@ -371,7 +371,7 @@ __device__ __forceinline__ void arrived() {
 
 #if PART == 0
 #define TEAMS (WARPS / TEAM)
-#define STEP (WORDS > 8 || SCALE == 2 ? 1 : 2)  // pieces at once
+#define STEP (KIND == GRID || SCALE || WORDS > 8 ? 1 : 2)  // pieces at once, as registers allow
 #define LATER (KIND == GRID && SCALE == 1 && GROUPS == 1)  // scales and zeros of a piece are applied to its sums
 
 __device__ __forceinline__ void together(int team) {  // a barrier of one team
@@ -582,11 +582,15 @@ wide(Weight W, const u16* x, float* parts, u16* turned, int B, int slots) {
 #pragma unroll
         for (int r = 0; r < R; ++r) reach(now[r], lane, next[r]);
 #endif
+        u32 fragments[2][R][2][4];  // of these 32 inputs and the next, whose look-ups run beneath the products
+#pragma unroll
+        for (int r = 0; r < R; ++r) decode<false>(fragments[0][r], now[r], 0, table, lane, W, next[r]);
 #pragma unroll
         for (int j = 0; j < 4; ++j) {
-            u32 a[R][2][4];
+            if (j < 3)
 #pragma unroll
-            for (int r = 0; r < R; ++r) decode<false>(a[r], now[r], j, table, lane, W, next[r]);
+                for (int r = 0; r < R; ++r) decode<false>(fragments[j + 1 & 1][r], now[r], j + 1, table, lane, W, next[r]);
+            auto& a = fragments[j & 1];
 #pragma unroll
             for (int n = 0; n < NT; n += 2) {  // two at a time: a sum's next product is not the next one
                 u32 b[2][4];
