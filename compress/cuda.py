@@ -274,7 +274,7 @@ def knobs(layout: Layout, B: int, cores: int = 132) -> Knobs:
         warps = 32 if layout.bits <= 4 else 16  # as many as registers allow
         turns = -(-layout.tiles // cores)  # tiles of a multiprocessor: one team each, if there are enough
         team = max(4, min(warps, 32 // (1 << (turns - 1).bit_length())))
-        return Knobs(warps, 1, team, inputs=int(kind != "grid" or layout.scale == 2))
+        return Knobs(warps, 1, team)
     if kind == "grid" and (B <= 32 or layout.sparse):
         return Knobs(16, 3, tiles=2 if B <= 32 else 1)
     if kind == "additive" and B <= 16:

@@ -126,9 +126,16 @@ def microseconds(calls: list[Callable[[], object]]) -> float:
 
 def copy_rate() -> float:
     """Bytes a microsecond, read and written, of a large copy."""
-    a = torch.empty(1 << 30, dtype=torch.uint8, device="cuda").random_()
-    b = torch.empty_like(a)
-    return 2 * a.numel() / microseconds([lambda: b.copy_(a)])
+    a = torch.empty(1 << 30, dtype=torch.float32, device="cuda").normal_()
+    b, times = torch.empty_like(a), []
+    for _ in range(8):
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        b.copy_(a)
+        end.record()
+        torch.cuda.synchronize()
+        times.append(start.elapsed_time(end) * 1000)
+    return 2 * a.numel() * a.element_size() / statistics.median(times[2:])
 
 
 def copies_of(packed: Packed) -> list[Packed]:
