@@ -338,9 +338,11 @@ def narrow_launch(layout: Layout, B: int, bf16: bool, k: Knobs, room: int) -> La
     """Of `narrow` for B tokens, on a card whose blocks may have `room` bytes of shared memory."""
     fan = -(-B // 8)
     sums = 2 * (1 + layout.sparse) * k.warps * fan * 8 * 20 * 4
-    copies, table = _table(layout, min(k.most, room - sums))
     kept = B * (layout.pieces * PIECE + 32) * 2
-    k = replace(k, inputs=int(bool(k.inputs) and table + sums + kept <= room))
+    copies, table = _table(layout, min(k.most, room - sums))
+    if k.inputs and table + sums + kept > room:  # half the copies cost less than inputs from global memory
+        half = _table(layout, min(table // 2, room - sums - kept)) if room - sums - kept >= table // 2 > 0 else None
+        k, (copies, table) = (k, half) if half else (replace(k, inputs=0), (copies, table))
     flags = _flags(layout, 0, copies, bf16, fan, k, B if layout.sparse else 1)
     return Launch(flags, table + sums + k.inputs * kept, fan, k)
 

@@ -182,8 +182,9 @@ def bench(args: argparse.Namespace) -> list[dict]:
 def choices(B: int, layout: Layout) -> list[tuple[str, Knobs]]:
     made = []
     if B <= cuda.NARROW:
-        for warps, team, depth, inputs in itertools.product((16, 32), (4, 8), (1,), (0, 1)):
-            made.append(("narrow", Knobs(warps, depth, team, 1, inputs)))
+        for warps, team, depth, inputs in itertools.product((16, 32), (4, 8, 16, 32), (1, 2), (0, 1)):
+            if team <= warps:
+                made.append(("narrow", Knobs(warps, depth, team, 1, inputs)))
     if B > 8:
         for warps, depth, tiles in itertools.product((8, 12, 16), (3,), (1, 2, 3, 4)):
             if warps * tiles <= 32:
