@@ -27,7 +27,9 @@ TILE, PIECE = 16, 128  # outputs and inputs whose codes lie together
 NARROW, WIDE, MOST = 8, 64, 128  # tokens: of one pass of either kernel; above MOST the weight is decoded
 KINDS = ("grid", "additive", "trellis")
 LONGEST = 8192  # Hadamard's block that fits into shared memory
-SMALLEST = (7, 5)  # compute capability: the tensor cores' m16n8k8
+SMALLEST, WITH_BF16 = (7, 5), (8, 0)  # compute capability: the tensor cores' m16n8k8, and of bf16
+HALVES = (torch.float16, torch.bfloat16)
+LEAST = 42 * 1024  # bytes of shared memory for inputs and sums, beside a table
 COPIES = 128 * 1024  # bytes of shared memory for copies of a table, at most
 
 
@@ -72,9 +74,11 @@ class Packed:
 PARTS = ("codes", "scales", "second", "tail", "table", "row_scale", "starts", "columns", "values")
 
 
-def usable(device: torch.device) -> bool:
-    """Whether the kernels run there. Says once why they do not on a GPU that torch could use."""
-    return device.type == "cuda" and _usable(device.index or 0)
+def usable(device: torch.device, dtype: torch.dtype = torch.float16) -> bool:
+    """Whether the kernels run there, on such inputs. Says once why they do not on a GPU that torch could use."""
+    if device.type != "cuda" or dtype not in HALVES or not _usable(device.index or 0):
+        return False
+    return dtype == torch.float16 or torch.cuda.get_device_capability(device) >= WITH_BF16
 
 
 @lru_cache
@@ -115,7 +119,10 @@ def pack(weight: QuantizedWeight) -> Packed | None:
         parts |= {"values": weight.sparse.values.detach()}
     if any(t.numel() * t.element_size() >= 1 << 32 for t in parts.values() if t is not None):
         return None  # the kernels count bytes in 32 bits
-    none = torch.empty(0, device=decode.codes.device)
+    device = decode.codes.device
+    if device.type == "cuda" and _table(layout, 0)[1] > _card(device.index)[1] - LEAST:
+        return None  # an older card with less shared memory than the table
+    none = torch.empty(0, device=device)
     low = weight.low_rank
     return Packed(
         list(astuple(layout)), [none if p is None else p.contiguous() for p in parts.values()], (N, D), (decode.N, decode.D),
@@ -336,13 +343,18 @@ class Launch:
 
 def narrow_launch(layout: Layout, B: int, bf16: bool, k: Knobs, room: int) -> Launch:
     """Of `narrow` for B tokens, on a card whose blocks may have `room` bytes of shared memory."""
-    fan = -(-B // 8)
-    sums = 2 * (1 + layout.sparse) * k.warps * fan * 8 * 20 * 4
+    fan, a_warp = -(-B // 8), 2 * (1 + layout.sparse) * -(-B // 8) * 8 * 20 * 4  # bytes of sums
+    while k.warps * a_warp + _table(layout, 0)[1] > room:
+        k = replace(k, warps=k.warps // 2, team=min(k.team, k.warps // 2))
+    sums = k.warps * a_warp
     kept = B * (layout.pieces * PIECE + 32) * 2
     copies, table = _table(layout, min(k.most, room - sums))
     if k.inputs and table + sums + kept > room:  # half the copies cost less than inputs from global memory
-        half = _table(layout, min(table // 2, room - sums - kept)) if room - sums - kept >= table // 2 > 0 else None
-        k, (copies, table) = (k, half) if half else (replace(k, inputs=0), (copies, table))
+        half = _table(layout, table // 2)
+        if half[1] + sums + kept <= room and half[0] < copies:
+            copies, table = half
+        else:
+            k = replace(k, inputs=0)
     flags = _flags(layout, 0, copies, bf16, fan, k, B if layout.sparse else 1)
     return Launch(flags, table + sums + k.inputs * kept, fan, k)
 
@@ -408,10 +420,8 @@ def _layout(how: list[int]) -> Layout:
 
 
 def _checked(x: Tensor, parts: list[Tensor], layout: Layout) -> None:
-    if x.dtype not in (torch.float16, torch.bfloat16):
-        raise CompressError(
-            f"the GPU's kernels multiply float16 or bfloat16, not {str(x.dtype).removeprefix('torch.')}"
-        )
+    if x.dtype not in HALVES or (x.is_cuda and not usable(x.device, x.dtype)):
+        raise CompressError(f"the GPU's kernels multiply float16, from Ampere on bfloat16, not {x.dtype} on {x.device}")
     if x.dim() != 2 or x.shape[1] != layout.pieces * PIECE:
         raise CompressError(f"these inputs are {tuple(x.shape)}, the packed weight takes (B, {layout.pieces * PIECE})")
     if parts[0].device != x.device or not x.is_cuda:

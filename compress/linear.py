@@ -63,10 +63,12 @@ class QuantizedLinear(nn.Linear):
 
     def multiplies_codes(self, x: Tensor) -> bool:
         """Whether the GPU's kernels may do it: they give gradients of the inputs, none of the weight's parameters."""
-        halves = x.dtype in (torch.float16, torch.bfloat16) and not torch.is_autocast_enabled(x.device.type)
         learns = torch.is_grad_enabled() and any(p.requires_grad for p in self.quantized.parameters())
-        here = x.is_cuda and (torch.compiler.is_compiling() or cuda.usable(x.device))
-        return halves and here and not learns and self._held is None
+        if learns or self._held is not None or torch.is_autocast_enabled(x.device.type):
+            return False
+        if torch.compiler.is_compiling():  # what `usable` asks the driver is no part of a graph
+            return x.is_cuda and x.dtype in cuda.HALVES
+        return cuda.usable(x.device, x.dtype)
 
     def packed(self) -> cuda.Packed | None:
         """The weight in the kernels' own layout, made at first use and anew after changes; None for kinds they do not take."""

@@ -49,7 +49,7 @@ def kernel(
     found = _libraries()
     if found is None or torch.cuda.get_device_capability(device) < smallest:
         return None
-    compiler, driver = found
+    _, driver = found
     module, context = _module(name, device, flags)
     loaded = ctypes.c_void_p()
     _sound(driver.cuModuleGetFunction(ctypes.byref(loaded), module, (function or name).encode()), "loading")

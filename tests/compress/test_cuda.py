@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -209,6 +210,20 @@ def test_every_kernel_compiles_for_old_and_new_cards():
                 )
                 assert nvrtc.compiled(source, capability, compiler, flags)[1:4] == b"ELF"
     nvrtc.compiled((nvrtc.sources() / "hadamard.cu").read_bytes(), (7, 5), compiler)
+
+
+@pytest.mark.parametrize("room", [64 * 1024, 99 * 1024, 163 * 1024, 227 * 1024])
+def test_launches_fit_the_shared_memory_of_any_card(room: int):
+    for name, weight in weights().items():
+        layout = Layout(*cuda.pack(weight).how)
+        if cuda._table(layout, 0)[1] > room - cuda.LEAST:
+            assert room == 64 * 1024, name  # `pack` leaves it to torch there
+            continue
+        for pieces in (1, 32, 224):
+            for B in range(1, 65):
+                which = cuda.narrow_launch if B <= cuda.NARROW else cuda.wide_launch
+                k = cuda.knobs(layout, B)
+                assert which(replace(layout, pieces=pieces), B, False, k, room).shared <= room, (name, pieces, B)
 
 
 class Compiler:
