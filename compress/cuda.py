@@ -264,7 +264,7 @@ def _pack_two_levels(scale: TwoLevel, zero: TwoLevel, layout: Layout) -> tuple[L
 
 @dataclass(frozen=True)
 class Knobs:
-    """Sizes of a launch: see product.cu. `of` has what measured best."""
+    """Sizes of a launch: see product.cu. `knobs` has what measured best."""
 
     warps: int
     depth: int
