@@ -35,8 +35,8 @@ struct Kind {
     // N on are of no account. Reads `packed`, and is for weights that have it. Null: decode and transpose.
     void (*panel)(const View&, int block, int from, int to, float* out);
     // The 128 rows from `first` on (a multiple of 128; `rows` says of 128), inputs [from, to), as blocks of 8 bits for
-    // `Matmul8`: value = step (number - 128) + offset, lane i of the blocks in a row's place `order[i]`. False: not this
-    // weight. Null: none; `panel` is rounded.
+    // `Matmul8`: value = step (number - 128) + offset, lane i of the blocks in a row's place `order[i]`. False, for all
+    // of a weight: not this one. Null: none; `panel` is rounded.
     bool (*panel8)(const View&, int first, int from, int to, uint8_t* out, float* step, float* offset, uint8_t* order);
     bool packs_tables;  // a product of few tokens reads `packed` alone
     int most;           // tokens up to which `multiply` beats panels, if it takes more than FEW

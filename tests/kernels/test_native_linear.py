@@ -47,6 +47,8 @@ def weights(chance: torch.Generator) -> dict[str, QuantizedWeight]:
         "rotated grid": QuantizedWeight((48, 384), Grid(48, 384, 2), Real(48, 3), Transform.random(48, 384, 128, 16, 0)),
         "lut of each row": QuantizedWeight((75, 339), Lut(75, 339, 3, rows=75), low_rank=LowRank(75, 339, 5)),
         "one lut": QuantizedWeight((75, 340), Lut(75, 340, 4, rows=1), Real(75, 5)),
+        "trellis with groups": QuantizedWeight((145, 672), Trellis(160, 672, 2, 7), Real(160, 2), Transform.random(160, 672, 32, 32, 3)),
+        "trellis with wide groups": QuantizedWeight((145, 512), Trellis(160, 512, 3, 8), Real(160, 2), Transform.random(160, 512, 512, 32, 3)),
         "trellis without scale": QuantizedWeight((75, 250), Trellis(80, 256, 2, 7), None, Transform.random(80, 256, 256, 16, 1)),
     }  # fmt: skip
     for bits in (2, 3, 4, 8):

@@ -369,7 +369,7 @@ static void read_bytes(int window, const Head* head, const __m512i* line, int qu
 static bool panel8(const TrellisView& w, int first, int from, int to, uint8_t* out, float* step, float* offset,
                    uint8_t* order) {
     const int group = group_of(w), quads = (to - from) / 4;
-    if (from / group != (to - 1) / group) return false;  // steps of some inputs
+    if (group < w.D && group % Matmul8::DEPTH) return false;  // some would meet two scales
     const Head* head = (const Head*)w.packed;
     const __m512i* line = (const __m512i*)(head + 1) + first / ROWS * lines(w) + (size_t)from / 4 * w.step;
     (w.step == 2 ? read_bytes<2> : w.step == 3 ? read_bytes<3> : read_bytes<4>)(w.window, head, line, quads, out);
