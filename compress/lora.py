@@ -32,7 +32,7 @@ def read_lora(folder: Path) -> dict[str, Factors]:
         config = json.loads(file.read_text(encoding="utf-8"))
         plain = config.get("peft_type") == "LORA" and not any(config.get(key) for key in MORE)
         alpha, by_root = float(config["lora_alpha"]) if plain else 0.0, config.get("use_rslora")
-    except (OSError, ValueError, RecursionError, AttributeError, KeyError, TypeError) as error:
+    except (OSError, ValueError, RecursionError, AttributeError, KeyError, TypeError, OverflowError) as error:
         raise CompressError(f"'{file}' is damaged or missing: {type(error).__name__}") from error
     arrays = tensors.read(folder / "adapter_model.safetensors")[0] if plain else {}
     layers = sorted({name.split(".lora_A.")[0] for name in arrays if ".lora_A." in name})
@@ -42,5 +42,7 @@ def read_lora(folder: Path) -> dict[str, Factors]:
     made = {}
     for layer in layers:
         A, B = (native._floats(arrays[f"{layer}.lora_{part}.weight"]) for part in "AB")
+        if not (len(A) and np.isfinite(A).all() and np.isfinite(B).all() and math.isfinite(alpha)):
+            raise CompressError(f"the adapter in '{folder}' has no numbers, or some that are not finite, for '{layer}'")
         made[layer.removeprefix(PREFIX)] = Factors(A, B, alpha / (math.sqrt(len(A)) if by_root else len(A)))
     return made

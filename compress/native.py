@@ -64,8 +64,8 @@ def viterbi(target: Any, weight: Any, start: Any, lut: Any, step: int) -> Any:
 def linear(weight: Any, bias: Any = None, isa: str = "", exact: bool = True) -> Any:
     """A native copy of a QuantizedWeight: `.multiply(x, pool)` is `x @ weight.dense().T + bias`. isa: "" for the best.
 
-    Not `exact`: products may round inputs and the weight's table to 8 bits, an error of about a hundredth where a
-    weight of 2 or 3 bits is a tenth or more from what it was made of.
+    Not `exact`: where levels have 4 bits or fewer, products may round inputs and the weight's table to 8 bits, an error
+    of about a hundredth of |x| |row| where the weight is a tenth or more from what it was made of.
     """
     arrays = {name: array(tensor) for name, tensor in weight.state_dict().items()}
     return from_spec(weight.spec(), arrays, None if bias is None else bias.detach().float().cpu().numpy(), isa, exact)
@@ -82,6 +82,7 @@ def from_spec(
     ):
         raise ValueError("its sizes are not those of its codes")
     kind, numbers, values = _codes(spec["decode"], arrays)
+    exact = exact or (kind in ("grid", "lut") and spec["decode"]["bits"] > 4)
     scale = _table(spec["scale"], "scale", N, D, arrays) if "scale" in spec else None
     zero = _table(spec["decode"]["zero"], "decode.zero", N, D, arrays) if "zero" in spec["decode"] else None
     made = _kernels.Linear(

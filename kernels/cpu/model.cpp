@@ -186,10 +186,13 @@ static void products(const std::vector<LinearPtr>& parts, const float* x, int to
 
 // `forward`, on as many threads as pay: the products of few tokens are so short that waiting for a thread may cost more.
 void Session::pass(const int* tokens, int count, float* logits, bool all) {
+    struct Alone {
+        Pool& pool;
+        ~Alone() { pool.alone = false; }  // whatever forward throws
+    } guard{*pool_};
     pool_->alone = count <= FEW && company_.alone();
     const auto begun = std::chrono::steady_clock::now();
     forward(tokens, count, logits, all);
-    pool_->alone = false;
     if (count == 1) company_.took(std::chrono::duration<double>(std::chrono::steady_clock::now() - begun).count());
 }
 

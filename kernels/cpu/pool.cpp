@@ -48,7 +48,7 @@ void Pool::run(int parts, const std::function<void(int)>& task) {
     task_ = &task;
     parts_ = parts;
     done_ = 0;
-    const uint64_t round = round_ + 1;
+    const uint64_t round = (round_ + 1) % 0xffffffff;  // has 32 bits of next_, where all ones are a closed round
     next_ = round << 32;
     round_ = round;
     if (sleeping_ > 0) {

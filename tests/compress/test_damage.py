@@ -244,3 +244,19 @@ def test_damaged_adapters(whole: Path, tmp_path_factory: pytest.TempPathFactory,
         assert len(str(error)) < 1000
     else:
         assert made.logits([1, 2, 3]).shape == (3, 64)
+
+
+@pytest.mark.parametrize(("rank", "number", "alpha"), [(3, float("nan"), 8), (0, 1.0, 8), (3, 1.0, float("nan"))])
+def test_an_adapter_without_usable_numbers_is_refused(tmp_path: Path, rank: int, number: float, alpha: float):
+    from safetensors.torch import save_file
+
+    from compress.lora import read_lora
+
+    key = "base_model.model.model.layers.0.self_attn.q_proj.lora_"
+    factors = {"A": torch.ones(rank, 32), "B": torch.full((32, rank), number)}
+    save_file(
+        {f"{key}{part}.weight": tensor for part, tensor in factors.items()}, tmp_path / "adapter_model.safetensors"
+    )
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "lora_alpha": alpha}))
+    with pytest.raises(CompressError, match="q_proj"):
+        read_lora(tmp_path)
