@@ -21,7 +21,7 @@ from compress import nvrtc, ops
 from compress.decode import Additive, Grid, Trellis
 from compress.errors import CompressError
 from compress.tables import TwoLevel
-from compress.weight import QuantizedWeight
+from compress.weight import QuantizedWeight, Sparse
 
 TILE, PIECE = 16, 128  # outputs and inputs whose codes lie together
 NARROW, WIDE, MOST = 8, 64, 128  # tokens: of one pass of either kernel; above MOST the weight is decoded
@@ -29,7 +29,7 @@ KINDS = ("grid", "additive", "trellis")
 LONGEST = 8192  # Hadamard's block that fits into shared memory
 SMALLEST, WITH_BF16 = (7, 5), (8, 0)  # compute capability: the tensor cores' m16n8k8, and of bf16
 HALVES = (torch.float16, torch.bfloat16)
-LEAST = 42 * 1024  # bytes of shared memory for inputs and sums, beside a table
+LEAST = 42 * 1024  # bytes of shared memory for codes, inputs and sums, beside a table
 COPIES = 128 * 1024  # bytes of shared memory for copies of a table, at most
 
 
@@ -71,7 +71,7 @@ class Packed:
         return sum(t.numel() * t.element_size() for t in [*self.parts, *more] if t is not None)
 
 
-PARTS = ("codes", "scales", "second", "tail", "table", "row_scale", "starts", "columns", "values")
+PARTS = ("codes", "scales", "second", "tail", "table", "starts", "outliers", "row_scale")
 
 
 def usable(device: torch.device, dtype: torch.dtype = torch.float16) -> bool:
@@ -84,7 +84,7 @@ def usable(device: torch.device, dtype: torch.dtype = torch.float16) -> bool:
 @lru_cache
 def _usable(index: int) -> bool:
     try:
-        if nvrtc.kernel("hadamard", index, smallest=SMALLEST) is not None:
+        if nvrtc.kernel("hadamard", index, smallest=SMALLEST, overlap=True) is not None:
             return True
         why = "there is no NVRTC beside torch, no NVIDIA driver, or the GPU is older than compute capability 7.5"
     except RuntimeError as error:
@@ -113,22 +113,23 @@ def pack(weight: QuantizedWeight) -> Packed | None:
     layout, more = scaled
     parts = dict.fromkeys(PARTS) | coded[1] | more
     if weight.sparse is not None:
-        weight.sparse.check()
         layout = replace(layout, sparse=1)
-        parts |= {"starts": weight.sparse.starts, "columns": weight.sparse.columns.view(torch.int16)}
-        parts |= {"values": weight.sparse.values.detach()}
+        parts |= _pack_outliers(weight.sparse, layout)
     if any(t.numel() * t.element_size() >= 1 << 32 for t in parts.values() if t is not None):
         return None  # the kernels count bytes in 32 bits
     device = decode.codes.device
-    if device.type == "cuda" and _table(layout, 0)[1] > _card(device.index)[1] - LEAST:
+    if device.type == "cuda" and _table(layout, 0)[1] > _card(device.index).room - LEAST:
         return None  # an older card with less shared memory than the table
     none = torch.empty(0, device=device)
     low = weight.low_rank
-    return Packed(
+    packed = Packed(
         list(astuple(layout)), [none if p is None else p.contiguous() for p in parts.values()], (N, D), (decode.N, decode.D),
         transform.in_block, transform.out_block, (transform.order, transform.in_signs, transform.out_signs),
         None if low is None else (low.A.detach(), low.B.detach()),
     )  # fmt: skip
+    if device.type == "cuda":
+        torch.cuda.current_stream(device).synchronize()  # a launch may read a weight before the kernel ahead of it ends
+    return packed
 
 
 def _lanes(codes: Tensor, layout: Layout) -> Tensor:
@@ -200,18 +201,21 @@ def _pack_trellis(decode: Trellis, layout: Layout) -> tuple[Layout, dict[str, Te
     if step == 3:  # the third bytes go behind
         lanes = torch.cat((lanes[..., :2].flatten(4), lanes[..., 2]), 4)
     words = _words(lanes.reshape(layout.tiles, layout.pieces, 32, 8 * step))
-    tail = codes[:, 32 * step * 8 :: 32 * step * 8]  # the first byte of the next piece
+    tail = codes[:, 32 * step * 8 :: 32 * step * 8].flatten()  # the first byte of the next piece
+    tail = F.pad(tail, (0, -len(tail) % 4))  # read as words
     made = replace(layout, kind=2, bits=step, window=window)
-    return made, {"codes": _interleaved(words), "tail": tail.contiguous(), "table": decode.lut.detach()}
+    return made, {"codes": _interleaved(words), "tail": tail, "table": decode.lut.detach()}
 
 
 def _pack_scales(weight: QuantizedWeight, layout: Layout) -> tuple[Layout, dict[str, Tensor]] | None:
     """Scales and zeros: of rows, of groups, or of two levels as SpQR has them."""
     scale, zero = weight.scale, getattr(weight.decode, "zero", None)
     values = None if scale is None else scale().detach()  # (N', G)
-    if zero is None and (values is None or values.shape[1] == 1):
+    if zero is None and weight.sparse is None and (values is None or values.shape[1] == 1):
         return layout, {} if values is None else {"row_scale": values[:, 0].half()}
     zeros = None if zero is None else zero().detach()
+    if values is None:  # outliers are added to weights with all of their scales
+        values = torch.ones(weight.decode.N, 1, device=weight.decode.codes.device)
     counts = {t.shape[1] for t in (values, zeros) if t is not None}
     groups, D = max(counts), weight.decode.D
     if counts - {1, groups} or D % groups:
@@ -224,7 +228,7 @@ def _pack_scales(weight: QuantizedWeight, layout: Layout) -> tuple[Layout, dict[
         return None
     span = size // PIECE if groups > 1 and part == PIECE else layout.pieces if groups == 1 else 1
     count = layout.pieces // span * (PIECE // part)  # groups of a row as the kernels see them
-    tables = [torch.ones_like(zeros) if values is None else values, *([] if zeros is None else [zeros])]
+    tables = [values, *([] if zeros is None else [zeros])]
     chained = KINDS[layout.kind] == "trellis"
     order = [2 * g + s if chained else g + 8 * s for g in range(8) for s in range(2)]
     made = []
@@ -259,6 +263,23 @@ def _pack_two_levels(scale: TwoLevel, zero: TwoLevel, layout: Layout) -> tuple[L
     return made, {"scales": lanes.contiguous(), "second": levels}
 
 
+def _pack_outliers(sparse: Sparse, layout: Layout) -> dict[str, Tensor]:
+    """Outliers by pieces: value << 16 | place, and where each piece's begin. place: among the halves of its fragments."""
+    sparse.check()
+    row = torch.arange(sparse.N, device=sparse.starts.device).repeat_interleave(sparse.starts.diff())
+    column, r = sparse.columns.long(), row % TILE
+    if KINDS[layout.kind] == "trellis":
+        g, second, t, m = r // 2, r % 2, column % 16 // 4, column // 16 % 2
+    else:
+        g, second, t, m = r % 8, r // 8, column % 32 // 8, column // 4 % 2
+    quarter, e, two = column % PIECE // 32, column // 2 % 2, column % 2
+    place = ((2 * quarter + m) * 32 + 4 * g + t) * 8 + (second + 2 * e) * 2 + two
+    piece, order = (row // TILE * layout.pieces + column // PIECE).sort(stable=True)
+    counts = torch.bincount(piece, minlength=layout.tiles * layout.pieces)
+    value = sparse.values.detach().view(torch.int16).int() << 16
+    return {"starts": F.pad(counts.cumsum(0), (1, 0)).int(), "outliers": (value | place.int())[order]}
+
+
 # --- launches ------------------------------------------------------------------------------------------------------
 
 
@@ -267,33 +288,40 @@ class Knobs:
     """Sizes of a launch: see product.cu. `knobs` has what measured best."""
 
     warps: int
-    depth: int
+    depth: int  # pieces in flight, at most
     team: int = 1  # warps that share a tile's pieces, in `narrow`
-    tiles: int = 1  # of a warp, in `wide`
+    tiles: int = 1  # of a warp at once
     inputs: int = 1
     most: int = COPIES
+    wgmma: int = 0
 
 
-def knobs(layout: Layout, B: int, cores: int = 132) -> Knobs:
-    """For so many tokens on a card of so many multiprocessors."""
-    kind = KINDS[layout.kind]
+def knobs(layout: Layout, B: int, card: Card) -> Knobs:
+    """For so many tokens."""
     if B <= NARROW:
-        warps = 32 if layout.bits <= 4 else 16  # as many as registers allow
-        turns = -(-layout.tiles // cores)  # tiles of a multiprocessor: one team each, if there are enough
+        warps = 16 if layout.bits > 4 or layout.sparse else 32  # as many as registers allow
+        turns = -(-layout.tiles // card.cores)  # tiles of a multiprocessor: one team each, if there are enough
         team = max(4, min(warps, 32 // (1 << (turns - 1).bit_length())))
-        return Knobs(warps, 1, team)
-    if kind == "grid" and (B <= 32 or layout.sparse):
-        return Knobs(16, 3, tiles=2 if B <= 32 else 1)
-    if kind == "additive" and B <= 16:
-        return Knobs(8, 3, tiles=4)
-    return Knobs(8, 3, tiles=2 if kind == "trellis" and B > 32 else 3)
+        return Knobs(warps, 8, team, tiles=1 if layout.sparse else 2)
+    if layout.sparse:
+        return Knobs(8, 4, tiles=2, wgmma=card.wgmma)
+    return Knobs(8, 4, tiles=3, wgmma=card.wgmma)
+
+
+@dataclass(frozen=True)
+class Card:
+    """A GPU: multiprocessors, bytes of shared memory that a block may have, Hopper's products of warpgroups."""
+
+    cores: int
+    room: int
+    wgmma: int
 
 
 @lru_cache
-def _card(index: int) -> tuple[int, int]:
-    """(multiprocessors, bytes of shared memory that a block may have)."""
+def _card(index: int) -> Card:
     p = torch.cuda.get_device_properties(index)
-    return p.multi_processor_count, getattr(p, "shared_memory_per_block_optin", 64 * 1024)
+    room = getattr(p, "shared_memory_per_block_optin", 64 * 1024)
+    return Card(p.multi_processor_count, room, int((p.major, p.minor) == (9, 0)))
 
 
 def _table(layout: Layout, room: int) -> tuple[int, int]:
@@ -307,11 +335,19 @@ def _table(layout: Layout, room: int) -> tuple[int, int]:
     return most, one * most
 
 
-def _flags(layout: Layout, part: int, copies: int, bf16: bool, fan: int, k: Knobs, tokens: int = 1) -> tuple[str, ...]:
+def _record(layout: Layout) -> int:
+    """Bytes of a piece in shared memory: RECORD of product.cu."""
+    scales = (0, layout.groups * 32 * (1 + layout.zeros), 192)[layout.scale]
+    return 256 * layout.bits + scales + 16 * (KINDS[layout.kind] == "trellis" or layout.sparse)
+
+
+def _flags(layout: Layout, part: int, copies: int, bf16: bool, fan: int, k: Knobs) -> tuple[str, ...]:
     numbers = {
         "KIND": layout.kind, "BITS": layout.bits, "WINDOW": layout.window, "WIDE": layout.wide, "CENTER": layout.center,
         "SCALE": layout.scale, "GROUPS": layout.groups, "ZEROS": layout.zeros, "SPARSE": layout.sparse, "REP": copies,
-        "BF16": int(bf16), "NT": fan, "R": k.tiles, "WARPS": k.warps, "TEAM": k.team, "DEPTH": k.depth, "INPUTS": k.inputs, "PART": part, "TOKENS": tokens,
+        "SPAN": layout.span, "ROWS": layout.rows,
+        "BF16": int(bf16), "NT": fan, "R": k.tiles, "WARPS": k.warps, "TEAM": k.team, "DEPTH": k.depth, "INPUTS": k.inputs,
+        "WGMMA": k.wgmma, "PART": part,
     }  # fmt: skip
     return tuple(f"-D{name}={number}" for name, number in numbers.items())
 
@@ -320,15 +356,11 @@ def _some(tensor: Tensor | None) -> Tensor | None:
     return tensor if tensor is not None and tensor.numel() else None
 
 
-def _weight(layout: Layout, parts: list[Tensor], bf16: bool) -> tuple[bytes, Tensor]:
-    """product.cu's struct Weight, and a tensor that must live as long."""
-    codes, scales, second, tail, table = parts[:5]
-    if bf16 and KINDS[layout.kind] == "trellis" and layout.scale == 0:
-        table = table.bfloat16()  # a weight is one entry: rounded once, as a decoded weight is
-    pointers = (t.data_ptr() if t.numel() else 0 for t in (codes, scales, second, tail, table))
+def _weight(layout: Layout, parts: list[Tensor]) -> bytes:
+    """product.cu's struct Weight."""
+    pointers = (t.data_ptr() if t.numel() else 0 for t in parts[:7])
     groups = layout.pieces * layout.groups // layout.span
-    numbers = layout.tiles, layout.pieces, layout.span, layout.rows, groups, 0
-    return struct.pack("5Q6i", *pointers, *numbers), table
+    return struct.pack("7Q4i", *pointers, layout.tiles, layout.pieces, groups, 0)
 
 
 @dataclass(frozen=True)
@@ -343,64 +375,78 @@ class Launch:
 
 def narrow_launch(layout: Layout, B: int, bf16: bool, k: Knobs, room: int) -> Launch:
     """Of `narrow` for B tokens, on a card whose blocks may have `room` bytes of shared memory."""
-    fan, a_warp = -(-B // 8), 2 * (1 + layout.sparse) * -(-B // 8) * 8 * 20 * 4  # bytes of sums
-    while k.warps * a_warp + _table(layout, 0)[1] > room:
-        k = replace(k, warps=k.warps // 2, team=min(k.team, k.warps // 2))
-    sums = k.warps * a_warp
+    record, totals = _record(layout), layout.pieces * 32
     kept = B * (layout.pieces * PIECE + 32) * 2
-    copies, table = _table(layout, min(k.most, room - sums))
-    if k.inputs and table + sums + kept > room:  # half the copies cost less than inputs from global memory
+
+    def least(k: Knobs) -> int:
+        """Bytes of sums, spread outliers, sums of inputs and two pieces in flight."""
+        return k.warps * k.tiles * (B * 20 * 4 + 4096 * layout.sparse + 2 * record) + totals
+
+    while least(k) + _table(layout, 0)[1] > room:
+        k = replace(k, tiles=1) if k.tiles > 1 else replace(k, warps=k.warps // 2, team=min(k.team, k.warps // 2))
+    left = room - least(k)
+    copies, table = _table(layout, min(k.most, left))
+    if k.inputs and table + kept > left:  # half the copies cost less than inputs from global memory
         half = _table(layout, table // 2)
-        if half[1] + sums + kept <= room and half[0] < copies:
+        if half[1] + kept <= left and half[0] < copies:
             copies, table = half
         else:
             k = replace(k, inputs=0)
-    flags = _flags(layout, 0, copies, bf16, fan, k, B if layout.sparse else 1)
-    return Launch(flags, table + sums + k.inputs * kept, fan, k)
+    left -= table + k.inputs * kept
+    more = min(k.depth - 2, left // (k.warps * k.tiles * record))
+    shared = least(k) + table + k.inputs * kept + more * k.warps * k.tiles * record
+    k = replace(k, depth=2 + more)
+    return Launch(_flags(layout, 0, copies, bf16, 1, k), shared, 1, k)
 
 
 def wide_launch(layout: Layout, B: int, bf16: bool, k: Knobs, room: int) -> Launch:
     """Of `wide` and `finish`."""
-    fan = next(n for n in (2, 4, 8) if n * 8 >= B)
-    row = 2 * (PIECE + 32) * fan * 8
-    k = replace(k, depth=max(2, min(k.depth, (room - 16 * 1024) // row)))
-    copies, table = _table(layout, min(k.most, room - k.depth * row))
-    return Launch(_flags(layout, 1, copies, bf16, fan, k), table + k.depth * row, fan, k)
+    fan, least = next(n for n in (2, 4, 8) if n * 8 >= B), 2 + layout.sparse
+    skew = 16 if KINDS[layout.kind] == "trellis" else 32
+    stage = 16 * (fan * 128 + 16) if k.wgmma else 2 * (PIECE + skew) * fan * 8
+
+    def sizes(k: Knobs) -> tuple[int, int]:
+        """Bytes of a piece in flight, and of spread outliers."""
+        return stage + k.warps * k.tiles * _record(layout), k.warps * k.tiles * 4096 * layout.sparse
+
+    while sum(sizes(k)) + (least - 1) * sizes(k)[0] + _table(layout, 0)[1] > room:
+        k = replace(k, tiles=k.tiles - 1) if k.tiles > 1 else replace(k, warps=k.warps // 2)
+    piece, spread = sizes(k)
+    copies, table = _table(layout, min(k.most, room - spread - least * piece))
+    k = replace(k, depth=min(max(k.depth, least), (room - spread - table) // piece))
+    return Launch(_flags(layout, 1, copies, bf16, fan, k), table + spread + k.depth * piece, fan, k)
+
+
+def _kernel(name: str, device: int, function: str, flags: tuple[str, ...] = ()) -> nvrtc.Launch:
+    return nvrtc.kernel(name, device, function, flags, overlap=True)
 
 
 def narrow(x: Tensor, parts: list[Tensor], layout: Layout, bias: Tensor | None, y: Tensor, k: Knobs) -> None:
     """y (B, N) of up to NARROW tokens. x: (B, pieces * PIECE)."""
-    B, bf16, device = len(x), x.dtype == torch.bfloat16, x.device.index
-    cores, room = _card(device)
-    how = narrow_launch(layout, B, bf16, k, room)
-    weight, _table_alive = _weight(layout, parts, bf16)
-    row_scale, starts, columns, values = (_some(p) for p in parts[5:])
-    nvrtc.kernel("product", device, "narrow", how.flags)(
-        min(cores, layout.tiles), k.warps * 32, how.shared, weight, x, y, row_scale, bias, starts, columns, values,
+    B, card, device = len(x), _card(x.device.index), x.device.index
+    how = narrow_launch(layout, B, x.dtype == torch.bfloat16, k, card.room)
+    _kernel("product", device, "narrow", how.flags)(
+        min(card.cores, layout.tiles), how.knobs.warps * 32, how.shared, _weight(layout, parts), x, y, _some(parts[7]), bias,
         layout.N, B, int(y.dtype == torch.float32),
     )  # fmt: skip
 
 
 def wide(x: Tensor, parts: list[Tensor], layout: Layout, bias: Tensor | None, y: Tensor, k: Knobs) -> None:
     """As `narrow`, of up to WIDE tokens."""
-    B, bf16, device = len(x), x.dtype == torch.bfloat16, x.device.index
-    cores, room = _card(device)
-    how = wide_launch(layout, B, bf16, k, room)
-    height, fan = k.warps * k.tiles, how.fan
+    B, card, device = len(x), _card(x.device.index), x.device.index
+    how = wide_launch(layout, B, x.dtype == torch.bfloat16, k, card.room)
+    k, height = how.knobs, how.knobs.warps * how.knobs.tiles
     blocks = -(-layout.tiles // height)
-    shares = min(cores, blocks * layout.pieces)
+    shares = min(card.cores, blocks * layout.pieces)
     assert blocks * layout.pieces * shares < 1 << 32, "the kernel divides in 32 bits"
     slots = _slots(blocks, layout.pieces, shares)
-    sums = torch.empty(blocks * slots * fan * 8 * height * TILE, dtype=torch.float32, device=x.device)
-    turned = torch.empty(layout.pieces * PIECE * fan * 8 if layout.sparse else 0, dtype=x.dtype, device=x.device)
-    weight, _table_alive = _weight(layout, parts, bf16)
-    row_scale, starts, columns, values = (_some(p) for p in parts[5:])
-    nvrtc.kernel("product", device, "wide", how.flags)(
-        shares, k.warps * 32, how.shared, weight, x, sums, _some(turned), B, slots
+    sums = torch.empty(blocks * slots * how.fan * 8 * height * TILE, dtype=torch.float32, device=x.device)
+    _kernel("product", device, "wide", how.flags)(
+        shares, k.warps * 32, how.shared, _weight(layout, parts), x, sums, B, slots
     )
-    nvrtc.kernel("product", device, "finish", how.flags)(
-        layout.tiles * (1 if layout.sparse else -(-B // 16)), 256, 0, sums, _some(turned), y, row_scale, bias, starts, columns, values,
-        layout.N, B, int(y.dtype == torch.float32), layout.tiles, layout.pieces, shares, slots,
+    _kernel("product", device, "finish", how.flags)(
+        -(-layout.tiles * 4 * B // 256), 256, 0, sums, y, _some(parts[7]), bias, layout.N, B, int(y.dtype == torch.float32),
+        layout.tiles, layout.pieces, shares, slots,
     )  # fmt: skip
 
 
@@ -440,16 +486,16 @@ def product(x: Tensor, parts: list[Tensor], how: list[int], bias: Tensor | None,
     x, B = x.contiguous(), len(x)
     y = torch.empty(B, layout.N, dtype=torch.float32 if full else x.dtype, device=x.device)
     if B > MOST:
-        made = F.linear(x, decoded(parts, how, x.dtype), bias)  # outliers are in
+        made = F.linear(x, decoded(parts, how, x.dtype), bias)
         return made.float() if full else made
-    cores, _ = _card(x.device.index)
+    card = _card(x.device.index)
     if B <= NARROW:
         if B:
-            narrow(x, parts, layout, bias, y, knobs(layout, B, cores))
+            narrow(x, parts, layout, bias, y, knobs(layout, B, card))
         return y
     for at in range(0, B, WIDE):
         some = x[at : at + WIDE]
-        wide(some, parts, layout, bias, y[at : at + WIDE], knobs(layout, len(some), cores))
+        wide(some, parts, layout, bias, y[at : at + WIDE], knobs(layout, len(some), card))
     return y
 
 
@@ -462,23 +508,23 @@ def _(x: Tensor, parts: list[Tensor], how: list[int], bias: Tensor | None, full:
 def decoded(parts: list[Tensor], how: list[int], dtype: torch.dtype) -> Tensor:
     """(N, pieces * PIECE): the packed weight in the space of the codes, with its outliers."""
     layout, codes = _layout(how), parts[0]
-    bf16, device = dtype == torch.bfloat16, codes.device.index
-    k = Knobs(8, 1)
-    cores, room = _card(device)
-    copies, table = _table(layout, min(room, 32 * 1024))
+    device, card, k = codes.device.index, _card(codes.device.index), Knobs(8, 2)
+    rings = k.warps * (2 * _record(layout) + 4096 * layout.sparse)
+    copies, table = _table(layout, min(card.room - rings, 32 * 1024))
     out = torch.empty(layout.tiles * TILE, layout.pieces * PIECE, dtype=dtype, device=codes.device)
-    weight, _table_alive = _weight(layout, parts, bf16)
-    row_scale = _some(parts[5])
-    launch = nvrtc.kernel("product", device, "dense", _flags(layout, 2, copies, bf16, 1, k))
-    many = min(-(-layout.tiles * layout.pieces // k.warps), cores * 4)
-    launch(many, k.warps * 32, table, weight, out, row_scale, 0 if row_scale is None else len(row_scale))
-    out = out[: layout.N]
-    if layout.sparse:
-        starts, columns, values = parts[6:]
-        row = torch.arange(layout.N, device=codes.device).repeat_interleave(starts.diff(), output_size=len(values))
-        where = row, columns.view(torch.uint16).long()
-        out.index_put_(where, (out[where].float() + values.float()).to(dtype))
-    return out
+    row_scale = _some(parts[7])
+    launch = _kernel("product", device, "dense", _flags(layout, 2, copies, dtype == torch.bfloat16, 1, k))
+    many = min(-(-layout.tiles * layout.pieces // k.warps), card.cores * 4)
+    launch(
+        many,
+        k.warps * 32,
+        table + rings,
+        _weight(layout, parts),
+        out,
+        row_scale,
+        0 if row_scale is None else len(row_scale),
+    )
+    return out[: layout.N]
 
 
 @decoded.register_fake
@@ -513,7 +559,7 @@ def rotated(
     d, used = x.shape[1], min(D, whole)
     y = (torch.zeros if D > whole else torch.empty)(len(x), D, dtype=dtype, device=x.device)
     span = max(block, 1024)
-    launch = nvrtc.kernel("hadamard", x.device.index)
+    launch = _kernel("hadamard", x.device.index, "hadamard")
     kinds = {torch.float16: 0, torch.bfloat16: 1, torch.float32: 2}
     if len(x):
         launch(

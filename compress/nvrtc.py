@@ -24,6 +24,27 @@ MAX_SHARED = 8  # the driver's number of the attribute that allows more
 PATTERNS = {"win32": ("nvrtc64_*.dll", "nvcuda.dll")}  # of the compiler, and the driver's name
 LINUX = ("libnvrtc.so.*", "libcuda.so.1")
 Launch = Callable[..., None]
+OVERLAP = 6  # the driver's number for programmatic dependent launch
+
+
+class Attribute(ctypes.Structure):
+    """The driver's CUlaunchAttribute, of those whose value is an int."""
+
+    _fields_ = (("id", ctypes.c_int), ("pad", ctypes.c_int), ("value", ctypes.c_int), ("rest", ctypes.c_char * 60))
+
+    def __init__(self, id: int, value: int) -> None:
+        super().__init__(id, 0, value)
+
+
+class Config(ctypes.Structure):
+    """The driver's CUlaunchConfig."""
+
+    _fields_ = (
+        *((name, ctypes.c_uint) for name in ("x", "y", "z", "threads_x", "threads_y", "threads_z", "shared")),
+        ("stream", ctypes.c_void_p),
+        ("attributes", ctypes.POINTER(Attribute)),
+        ("count", ctypes.c_uint),
+    )
 
 
 def sources() -> Path:
@@ -39,11 +60,13 @@ def kernel(
     function: str | None = None,
     flags: tuple[str, ...] = (),
     smallest: tuple[int, int] = (0, 0),
+    overlap: bool = False,
 ) -> Launch | None:
     """A function of `name`.cu for that GPU, as launch(blocks, threads, shared_bytes, *arguments); its name is `name` too.
 
     flags: for NVRTC, "-DR=2". Arguments are CUDA tensors, None (a null pointer), ints (C's int) and bytes (a struct); it
-    runs on torch's current stream. None without NVRTC, and on a card below the compute capability `smallest`.
+    runs on torch's current stream. overlap: it may begin while the kernel before it ends, from Hopper on (programmatic
+    dependent launch), so it waits by griddepcontrol before it touches what others write. None without NVRTC, and on a card below the compute capability `smallest`.
     Raises RuntimeError with the compiler's own words for a source that does not compile.
     """
     found = _libraries()
@@ -54,6 +77,8 @@ def kernel(
     loaded = ctypes.c_void_p()
     _sound(driver.cuModuleGetFunction(ctypes.byref(loaded), module, (function or name).encode()), "loading")
     allowed = [SHARED]
+    early = Attribute(OVERLAP, 1)
+    attributes = int(overlap and torch.cuda.get_device_capability(device) >= (9, 0))
 
     def launch(blocks: int, threads: int, shared: int, *arguments: Tensor | int | bytes | None) -> None:
         values = [_c(argument, device) for argument in arguments]
@@ -63,8 +88,9 @@ def kernel(
             if shared > allowed[0]:
                 _sound(driver.cuFuncSetAttribute(loaded, MAX_SHARED, shared), "asking for shared memory")
                 allowed[0] = shared
-            stream = ctypes.c_void_p(torch.cuda.current_stream().cuda_stream)
-            _sound(driver.cuLaunchKernel(loaded, blocks, 1, 1, threads, 1, 1, shared, stream, places, None), "a launch")
+            stream = torch.cuda.current_stream().cuda_stream
+            how = Config(blocks, 1, 1, threads, 1, 1, shared, stream, ctypes.pointer(early), attributes)
+            _sound(driver.cuLaunchKernelEx(ctypes.byref(how), loaded, places, None), "a launch")
 
     return launch
 
@@ -136,7 +162,8 @@ def compiled(source: bytes, capability: tuple[int, int], compiler: ctypes.CDLL, 
     """Machine code for cards of that compute capability."""
     program, size = ctypes.c_void_p(), ctypes.c_size_t()
     _sound(compiler.nvrtcCreateProgram(ctypes.byref(program), source, None, 0, None, None))
-    words = [f"--gpu-architecture=sm_{capability[0]}{capability[1]}", "--std=c++17", *flags]
+    own = "a" if capability == (9, 0) else ""  # Hopper's own instructions, too
+    words = [f"--gpu-architecture=sm_{capability[0]}{capability[1]}{own}", "--std=c++17", *flags]
     if compiler.nvrtcCompileProgram(program, len(words), (ctypes.c_char_p * len(words))(*(w.encode() for w in words))):
         _sound(compiler.nvrtcGetProgramLogSize(program, ctypes.byref(size)))
         log = ctypes.create_string_buffer(size.value)

@@ -33,6 +33,10 @@ hadamard(const void* x, void* y, const int* order, const unsigned char* signs, c
     const int span = block > 1024 ? block : 1024, spans = (whole + span - 1) / span;
     const long long row = blockIdx.x / spans;
     const int base = blockIdx.x % spans * span, count = min(span, whole - base);
+#if __CUDA_ARCH__ >= 900  // it may begin while the kernel before it ends
+    asm volatile("griddepcontrol.wait;" ::: "memory");
+    asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
     for (int i = threadIdx.x; i < count; i += 512) {
         const int at = base + i, source = order ? order[at] : at;
         float value = source < d ? read(x, row * d + source, from_kind) : 0;

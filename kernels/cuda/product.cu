@@ -5,16 +5,22 @@
 //   WINDOW  of a trellis                       WIDE    1: one book of 2^16 words, left in global memory
 //   CENTER  a grid's zero where no table is    REP     copies of the table in shared memory
 //   SCALE   0: of a row. 1: of GROUPS parts of a piece, each of 16 inputs or more. 2: two levels, of 16 inputs
+//   SPAN    pieces of a scale group            ROWS    tiles of a second-level block
 //   ZEROS   1: the table holds zeros, too      BF16    of inputs and outputs; else fp16
-//   TOKENS  of narrow, if there are outliers
-//   NT      eights of tokens                   R       tiles of a warp          WARPS   of a block, TEAM of a tile
-//   DEPTH   pieces in flight (narrow) or stages of inputs (wide)                INPUTS  1: narrow keeps x in shared memory
-//   SPARSE  1: there are outliers              PART    what to compile: 0 narrow, 1 wide and finish, 2 dense
+//   SPARSE  1: there are outliers              NT      eights of tokens
+//   WARPS   of a block, TEAM of a tile         R       tiles of a warp at once
+//   DEPTH   pieces in flight                   INPUTS  1: narrow keeps x in shared memory
+//   WGMMA   1: Hopper's products of a warpgroup, inputs from shared memory (wide)
+//   PART    what to compile: 0 narrow, 1 wide and finish, 2 dense
 //
 // A tile is 16 outputs; a piece is 128 inputs of a tile, BITS * 8 bytes a lane. Its codes lie in the order in which lanes
 // feed m16n8k16 of the tensor cores: lane = 4 g + t holds outputs `first` and `second` (g and g + 8; 2g and 2g + 1 of a
 // trellis). Of 32 inputs it holds 8 t .. 8 t + 7; of a trellis 4 t .. 4 t + 3 of each 16. The order of inputs within a
-// product is free as long as x follows, so no lane ever passes a weight on.
+// product is free as long as x follows, so no lane ever passes a weight on. wgmma takes its left side alike.
+//
+// Pieces come by asynchronous copies into a ring of records in shared memory, of each warp its own: nothing waits for
+// another warp's codes, and what is on its way needs no registers. Where the driver lets a kernel begin while the one
+// before it ends (Hopper), all that belongs to the weight is fetched first, and only then `previous_kernel` waited for.
 
 #define GRID 0
 #define ADDITIVE 1
@@ -23,6 +29,8 @@
 #define CHAINED (KIND == TRELLIS)
 #define FAN (NT * 8)
 #define CONVERT (BF16 && !(CHAINED && SCALE == 0))  // weights become fp16 first: its sums and products are 8 times finer
+#define EXTRA (SCALE == 2 ? 192 : SCALE == 1 ? GROUPS * 32 * (1 + ZEROS) : 0)  // bytes of scales in a record
+#define RECORD (128 * WORDS + EXTRA + 16 * (CHAINED || SPARSE))               // then: the tail, and where outliers lie
 #define PARTS (SCALE == 2 ? 4 : CHAINED || GROUPS < 4 ? GROUPS : 4)  // scales of a lane in a piece
 #define SCALE_WORDS (SCALE == 0 ? 0 : SCALE == 1 ? PARTS * (1 + ZEROS) : 10)
 #define ALL ~0u
@@ -116,50 +124,100 @@ __device__ __forceinline__ void mma(float* c, const u32* a, u32 b0, u32 b1) {
 #endif
 }
 
-__device__ __forceinline__ void read4(u32* d, const void* from) {  // codes are read once: they stay out of L1
-    asm("ld.global.nc.L1::no_allocate.v4.u32 {%0,%1,%2,%3}, [%4];"
-        : "=r"(d[0]), "=r"(d[1]), "=r"(d[2]), "=r"(d[3]) : "l"(from));
+template <int BYTES>  // 4, 8 or 16, or zeros
+__device__ __forceinline__ void copy(void* to, const void* from, bool there = true) {
+#if __CUDA_ARCH__ >= 800
+    const u32 at = __cvta_generic_to_shared(to);
+    if (BYTES == 16)
+        asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(at), "l"(from), "r"(there ? 16 : 0) : "memory");
+    else
+        asm volatile("cp.async.ca.shared.global [%0], [%1], %2, %3;" ::"r"(at), "l"(from), "n"(BYTES), "r"(there ? BYTES : 0) : "memory");
+#else
+    for (int i = 0; i < BYTES / 4; ++i) ((u32*)to)[i] = there ? __ldg((const u32*)from + i) : 0;
+#endif
 }
-__device__ __forceinline__ void read2(u32* d, const void* from) {
-    asm("ld.global.nc.L1::no_allocate.v2.u32 {%0,%1}, [%2];" : "=r"(d[0]), "=r"(d[1]) : "l"(from));
+__device__ __forceinline__ void commit() {
+#if __CUDA_ARCH__ >= 800
+    asm volatile("cp.async.commit_group;" ::: "memory");
+#endif
+}
+template <int LEFT>
+__device__ __forceinline__ void arrived() {
+#if __CUDA_ARCH__ >= 800
+    asm volatile("cp.async.wait_group %0;" ::"n"(LEFT) : "memory");
+#endif
+}
+// Until here nothing may be read that an earlier kernel wrote, but for the weight, nor anything written.
+__device__ __forceinline__ void previous_kernel() {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.wait;" ::: "memory");
+    asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
 }
 
 // A weight as it lies on the card, `Packed` in compress/cuda.py.
 struct Weight {
     const char *codes, *scales, *second, *tail, *table;
-    int tiles, pieces, span, rows;  // span: pieces of a scale group; rows: tiles of a second-level block
-    int groups, unused;             // scale groups of a tile
+    const u32 *starts, *outliers;       // of pieces; value << 16 | place among the halves of a piece's fragments
+    int tiles, pieces, groups, unused;  // groups: scale groups of a tile
 };
 
-// What a lane reads of a piece.
+// What a lane needs of a piece.
 struct Piece {
     u32 w[WORDS], s[SCALE_WORDS + CHAINED + 1];
 };
 
-__device__ __forceinline__ void load(Piece& p, const Weight& W, int tile, int piece, int lane) {
+__device__ __forceinline__ void fetch(char* record, const Weight& W, int tile, int piece, int lane) {
     const u32 unit = tile * W.pieces + piece;  // all offsets are below 2^32: `pack` sees to it
-    const char* at = W.codes + unit * (u32)(128 * WORDS) + 16 * lane;
+    const char* codes = W.codes + 16 * lane + unit * (u32)(128 * WORDS);
+    char* to = record + 16 * lane;
 #pragma unroll
-    for (int i = 0; i < WORDS / 4; ++i) read4(p.w + 4 * i, at + 512 * i);
-    if (WORDS % 4) read2(p.w + WORDS / 4 * 4, at + WORDS / 4 * 512 - 8 * lane);
+    for (int i = 0; i < WORDS / 4; ++i) copy<16>(to + 512 * i, codes + 512 * i);
+    if (WORDS % 4) copy<8>(record + WORDS / 4 * 512 + 8 * lane, codes + (WORDS / 4 * 512 - 8 * lane));
+#if SCALE == 1
+    const u32 entries = SPAN == 1 ? unit * GROUPS : tile * W.groups + piece / SPAN;
+    if (lane < EXTRA / 16) copy<16>(to + 128 * WORDS, W.scales + 16 * lane + entries * (32 * (1 + ZEROS)));
+#elif SCALE == 2
+    const u32 level = ROWS == 1 ? unit : tile / ROWS * W.pieces + piece;
+    if (lane < 12) copy<16>(to + 128 * WORDS, lane < 8 ? W.scales + 16 * lane + unit * 128 : W.second + (16 * lane - 128) + level * 64);
+#endif
+    if (CHAINED && lane == 0) copy<4>(record + RECORD - 16, W.tail + (unit & ~3u));
+    if (SPARSE && lane < 2) copy<4>(record + RECORD - 8 + 4 * lane, W.starts + unit + lane);
+}
+
+__device__ __forceinline__ void load(Piece& p, const char* record, u32 unit, int lane) {
+#pragma unroll
+    for (int i = 0; i < WORDS / 4; ++i) *(uint4*)(p.w + 4 * i) = *(const uint4*)(record + 512 * i + 16 * lane);
+    if (WORDS % 4) *(uint2*)(p.w + WORDS / 4 * 4) = *(const uint2*)(record + WORDS / 4 * 512 + 8 * lane);
     const int g = lane >> 2, t = lane & 3;
+    const char* more = record + 128 * WORDS;
 #if SCALE == 1
 #pragma unroll
     for (int i = 0; i < PARTS; ++i) {
-        const int group = GROUPS == 1 ? (W.span == 1 ? piece : piece / W.span)
-                        : GROUPS == 8 && !CHAINED ? piece * 8 + 2 * i + (t >> 1) : piece * GROUPS + i;
-        const char* entry = W.scales + ((u32)(tile * W.groups + group) * 8 + g) * (4 + 4 * ZEROS);
-        if (ZEROS) *(uint2*)(p.s + 2 * i) = __ldg((const uint2*)entry);
-        else p.s[i] = __ldg((const u32*)entry);
+        const char* entry = more + ((GROUPS == 8 && !CHAINED ? 2 * i + (t >> 1) : i) * 8 + g) * (4 + 4 * ZEROS);
+        if (ZEROS) *(uint2*)(p.s + 2 * i) = *(const uint2*)entry;
+        else p.s[i] = *(const u32*)entry;
     }
 #elif SCALE == 2
-    const char* code = W.scales + unit * 128 + (g * 2 + (t >> 1)) * 8;
-    *(uint2*)p.s = __ldg((const uint2*)code);
-    const char* level = W.second + (u32)((W.rows == 1 ? tile : tile / W.rows) * W.pieces + piece) * 64 + (t >> 1) * 8;
+    *(uint2*)p.s = *(const uint2*)(more + (g * 2 + (t >> 1)) * 8);
 #pragma unroll
-    for (int i = 0; i < 4; ++i) *(uint2*)(p.s + 2 + 2 * i) = __ldg((const uint2*)(level + 16 * i));
+    for (int i = 0; i < 4; ++i) *(uint2*)(p.s + 2 + 2 * i) = *(const uint2*)(more + 128 + (t >> 1) * 8 + 16 * i);
 #endif
-    if (CHAINED) p.s[SCALE_WORDS] = __ldg((const unsigned char*)W.tail + unit);
+    if (CHAINED) p.s[SCALE_WORDS] = (unsigned char)record[RECORD - 16 + (unit & 3)];
+}
+
+// Outliers of a piece are spread over 4 KB of zeros, in the order of its fragments, and taken away when it is decoded.
+#define SPREAD (SPARSE * 4096)
+__device__ __forceinline__ uint2 outliers_of(const char* record) { return *(const uint2*)(record + RECORD - 8); }
+__device__ __forceinline__ u32 ask(const Weight& W, uint2 range, int lane) {
+    return range.x + lane < range.y ? __ldg(W.outliers + range.x + lane) : 0;
+}
+__device__ __forceinline__ void spread(char* more, const Weight& W, uint2 range, u32 first, int lane, bool set) {
+    if (range.x + lane < range.y) *(u16*)(more + 2 * (first & 0xffff)) = set ? first >> 16 : 0;
+    for (u32 i = range.x + 32 + lane; i < range.y; i += 32) {
+        const u32 next = __ldg(W.outliers + i);
+        *(u16*)(more + 2 * (next & 0xffff)) = set ? next >> 16 : 0;
+    }
 }
 
 #if KIND == GRID
@@ -245,7 +303,8 @@ __device__ __forceinline__ void weights(u32 a[2][4], const Piece& p, int j, cons
 __device__ __forceinline__ void fill(char* table, const Weight& W) {
     const u16* lut = (const u16*)W.table;
     for (int i = threadIdx.x; i < ENTRIES; i += blockDim.x) {
-        const u32 pair = lut[i & ((1 << WINDOW) - 1)] | (u32)lut[i >> BITS] << 16;
+        u32 pair = lut[i & ((1 << WINDOW) - 1)] | (u32)lut[i >> BITS] << 16;
+        if (BF16 && !CONVERT) pair = half_to_bf16(pair);  // a weight is one entry: rounded once, as a decoded weight is
         if (REP < 4)
             for (int k = 0; k < REP; ++k) ((u32*)table)[i * REP + k] = pair;
 #pragma unroll
@@ -309,9 +368,9 @@ __device__ __forceinline__ void scales(const Piece& p, int j, int m, u32 scale[2
 #endif
 }
 
-// The 16 x 32 weights j of a piece as two fragments; bare: without scales and zeros of a table.
+// The 16 x 32 weights j of a piece as two fragments; bare: without scales and zeros of a table. more: its outliers.
 template <bool bare>
-__device__ __forceinline__ void decode(u32 a[2][4], const Piece& p, int j, const char* table, int lane, const Weight& W, const u32 next[2]) {
+__device__ __forceinline__ void decode(u32 a[2][4], const Piece& p, int j, const char* table, const char* more, int lane, const Weight& W, const u32 next[2]) {
 #if KIND == GRID
     weights(a, p, j, table, lane);
 #elif KIND == ADDITIVE
@@ -324,12 +383,15 @@ __device__ __forceinline__ void decode(u32 a[2][4], const Piece& p, int j, const
 #pragma unroll
     for (int m = 0; m < 2; ++m) {
         if (SCALE && !bare && (m == 0 || CHAINED)) scales(p, j, m, scale, zero);
+        u32 outliers[4];
+        if (SPARSE) *(uint4*)outliers = *(const uint4*)(more + (2 * j + m) * 512 + 16 * lane);
 #pragma unroll
         for (int c = 0; c < 4; ++c) {
             u32& pair = a[m][c];
             if (SCALE == 1 && ZEROS && !bare) pair = sub2(pair, zero[c & 1]);
             if (SCALE == 1 && !bare) pair = mul2(pair, scale[c & 1]);
             if (SCALE == 2) pair = fma2(pair, scale[c & 1], zero[c & 1]);
+            if (SPARSE) pair = add2(pair, outliers[c]);
             if (CONVERT) pair = half_to_bf16(pair);
         }
     }
@@ -349,248 +411,339 @@ __device__ __forceinline__ void inputs(u32 b[4], const u16* row, int at, int t) 
 #define SKEW (CHAINED ? 16 : 32)  // numbers between rows of x in shared memory, so that a warp's reads meet no bank twice
 #define STRIDE 20                 // of a token's 16 sums
 
-__device__ __forceinline__ void copy16(u16* to, const u16* from, bool there) {
-#if __CUDA_ARCH__ >= 800
-    const u32 at = __cvta_generic_to_shared(to);
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(at), "l"(from), "r"(there ? 16 : 0) : "memory");
-#else
-    *(uint4*)to = there ? __ldg((const uint4*)from) : uint4{};
-#endif
-}
-__device__ __forceinline__ void commit() {
-#if __CUDA_ARCH__ >= 800
-    asm volatile("cp.async.commit_group;" ::: "memory");
-#endif
-}
-template <int LEFT>
-__device__ __forceinline__ void arrived() {
-#if __CUDA_ARCH__ >= 800
-    asm volatile("cp.async.wait_group %0;" ::"n"(LEFT) : "memory");
-#endif
-}
-
 #if PART == 0
 #define TEAMS (WARPS / TEAM)
-#define STEP (KIND == GRID || SCALE || WORDS > 8 ? 1 : 2)  // pieces at once, as registers allow
-#define LATER (KIND == GRID && SCALE == 1 && GROUPS == 1)  // scales and zeros of a piece are applied to its sums
+#define LATER (KIND == GRID && SCALE == 1 && GROUPS == 1 && !SPARSE)  // scales and zeros of a piece are applied to its sums
 
 __device__ __forceinline__ void together(int team) {  // a barrier of one team
     asm volatile("bar.sync %0, %1;" ::"r"(1 + team), "n"(TEAM * 32) : "memory");
 }
 
-// Up to FAN tokens, each read of codes once: teams of warps take tiles in turn, the warps of a team the pieces of a tile.
-// y[n][o] = scale[o] * sum + outliers + bias. x: (B, pieces * 128). wide_out: y is fp32.
+// Up to 8 tokens. Each block has a run of tiles; teams of warps take R of them at a time, the warps of a team their pieces.
+// y[n][o] = scale[o] * sum + bias. x: (B, pieces * 128). wide_out: y is fp32.
 extern "C" __global__ void __launch_bounds__(WARPS * 32, 1)
-narrow(Weight W, const u16* x, void* y, const u16* row_scale, const u16* bias, const int* starts, const u16* columns,
-       const u16* values, int N, int B, int wide_out) {
+narrow(Weight W, const u16* x, void* y, const u16* row_scale, const u16* bias, int N, int B, int wide_out) {
     extern __shared__ uint4 room[];
+    const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, g = lane >> 2, t = lane & 3, P = W.pieces, D = P * 128;
     char* table = (char*)room;
-    float* sums = (float*)(table + TABLE_BYTES);            // [2][WARPS][FAN][STRIDE]
-    float* others = sums + 2 * WARPS * FAN * STRIDE;        // the same of outliers, if there are any
-    u16* kept = (u16*)(others + (SPARSE ? 2 * WARPS * FAN * STRIDE : 0));
-    const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, g = lane >> 2, t = lane & 3, D = W.pieces * 128;
+    char* ring = table + TABLE_BYTES + warp * (DEPTH * R * RECORD);
+    char* more = table + TABLE_BYTES + WARPS * (DEPTH * R * RECORD) + warp * (R * SPREAD);
+    float* sums = (float*)(table + TABLE_BYTES + WARPS * (R * (DEPTH * RECORD + SPREAD)));  // [WARPS][R][B][STRIDE]
+    float* totals = sums + WARPS * R * B * STRIDE;                                          // [pieces][8], of x
+    u16* kept = (u16*)(totals + (LATER && ZEROS ? P * 8 : 0));
     const int team = warp / TEAM, member = warp % TEAM, row = lane & 15;
-    const int turns = (W.pieces + TEAM * STEP - 1) / (TEAM * STEP), begin = blockIdx.x + team * gridDim.x, step = gridDim.x * TEAMS;
-    const int count = begin < W.tiles ? ((W.tiles - begin + step - 1) / step) * turns : 0;
+    const int begin = (u32)W.tiles * blockIdx.x / gridDim.x, end = (u32)W.tiles * (blockIdx.x + 1) / gridDim.x;
 
-    Piece ring[DEPTH][STEP];
-    int ahead_tile = begin, ahead_piece = member * STEP;
-    auto fetch = [&](Piece* p) {
-        if (ahead_tile < W.tiles)
+    int ahead_tile = begin + team * R, ahead_piece = member, ahead = 0;
+    auto fetch_next = [&] {
 #pragma unroll
-            for (int q = 0; q < STEP; ++q)
-                if (ahead_piece + q < W.pieces) load(p[q], W, ahead_tile, ahead_piece + q, lane);
-        if ((ahead_piece += TEAM * STEP) >= turns * (TEAM * STEP)) ahead_piece = member * STEP, ahead_tile += step;
+        for (int r = 0; r < R; ++r) {
+            char* record = ring + ahead + r * RECORD;
+            if (ahead_tile + r < end && ahead_piece < P) fetch(record, W, ahead_tile + r, ahead_piece, lane);
+            else if (SPARSE && lane == 0) *(uint2*)(record + RECORD - 8) = {0, 0};
+        }
+        commit();
+        if ((ahead_piece += TEAM) >= P) ahead_piece = member, ahead_tile += TEAMS * R;
+        if ((ahead += R * RECORD) == DEPTH * R * RECORD) ahead = 0;
     };
+#pragma unroll 1
+    for (int d = 0; d < DEPTH; ++d) fetch_next();
+    fill(table, W);
+    if (SPARSE)
 #pragma unroll
-    for (int d = 0; d < DEPTH; ++d) fetch(ring[d]);
-    const int stride = INPUTS ? D + SKEW : D;
+        for (int i = 0; i < R * SPREAD / 512; ++i) *(uint4*)(more + 512 * i + 16 * lane) = {};
+    previous_kernel();
+    const int stride = INPUTS ? D + 32 : D;  // apart by half of the banks
     if (INPUTS)
         for (int n = 0; n < B; ++n)
 #pragma unroll 2
-            for (int i = threadIdx.x; i < D / 8; i += WARPS * 32)
-                copy16(kept + n * stride + i * 8, x + (long long)n * D + i * 8, true);
-    commit();
-    fill(table, W);
-    arrived<0>();
+            for (int i = threadIdx.x; i < D / 8; i += WARPS * 32) {
+                const uint4 eight = *((const uint4*)(x + (long long)n * D) + i);
+                char* to = (char*)(kept + n * stride) + (CHAINED ? (i & ~3) * 16 + (i & 1) * 32 + (i & 2) * 4 : i * 16);
+                if (CHAINED) *(uint2*)to = {eight.x, eight.y}, *(uint2*)(to + 16) = {eight.z, eight.w};  // a lane's 8 of 32 together
+                else *(uint4*)to = eight;
+            }
+    const u16* all = INPUTS ? kept : x;
+    if (LATER && ZEROS) {
+        if (INPUTS) __syncthreads();
+        for (int u = warp; u < P * B; u += WARPS) {
+            const int n = u / P, piece = u % P;
+            const uint2 four = *(const uint2*)(all + (long long)n * stride + piece * 128 + 4 * lane);
+            float sum = of_T(four.x) + of_T(four.x >> 16) + (of_T(four.y) + of_T(four.y >> 16));
+#pragma unroll
+            for (int away = 16; away; away >>= 1) sum += __shfl_xor_sync(ALL, sum, away);
+            if (lane == 0) totals[piece * 8 + n] = sum;
+        }
+    }
     __syncthreads();
 
-    const u16* all = INPUTS ? kept : x;
-    const u16* rows[NT];  // of the lane's tokens; what a token beyond B brings goes to sums that nobody reads
+    const u16* mine = all + (long long)min(g, B - 1) * stride + (INPUTS ? 8 * t : 0);
+    const bool token = g < B;  // others are zeros: what is not read takes no time
+    int at = 0;
+#if SPARSE
+    u32 outlier[R];  // the first of each lane, asked for a piece earlier
+    arrived<DEPTH - 1>();
+    __syncwarp();
 #pragma unroll
-    for (int n = 0; n < NT; ++n) rows[n] = all + (long long)min(n * 8 + g, B - 1) * stride + member * (STEP * 128);
-
-    float acc[NT][4] = {};
-    int tile = begin, turn = 0, which = 0, turned = 0, from = 0, to = 0;
-    u16 scale = 0x3c00;  // 1
-    for (int u = 0; u < count; u += DEPTH) {
+    for (int r = 0; r < R; ++r) outlier[r] = ask(W, outliers_of(ring + r * RECORD), lane);
+#endif
+    for (int tile = begin + team * R; tile < end; tile += TEAMS * R) {
+        float acc[R][4] = {};
+        u16 scale[R];
 #pragma unroll
-        for (int d = 0; d < DEPTH; ++d) {
-            if (u + d >= count) continue;
-            const int o = tile * 16 + row, piece = (turn * TEAM + member) * STEP;
-            if (turn == 0) {  // asked for early, needed when the tile ends
-                if (row_scale) scale = row_scale[min(o, N - 1)];
-                if (SPARSE) from = starts[min(o, N)], to = starts[min(o + 1, N)];
-            }
+        for (int r = 0; r < R; ++r) scale[r] = row_scale ? row_scale[min((tile + r) * 16 + row, N - 1)] : 0x3c00;  // asked for early
+        for (int piece = member; piece < P; piece += TEAM) {
+            arrived<DEPTH - 1 - SPARSE>();
+            __syncwarp();
+            Piece now[R];
+            u32 next[R][2];
 #pragma unroll
-            for (int q = 0; q < STEP; ++q) {
-                if (piece + q >= W.pieces) continue;
-                const Piece& p = ring[d][q];
-                u32 next[2];
+            for (int r = 0; r < R; ++r) {
+                load(now[r], ring + at + r * RECORD, (tile + r) * P + piece, lane);
 #if KIND == TRELLIS
-                reach(p, lane, next);
-#endif
-                float part[NT][4] = {}, inputs_sum[NT][4] = {};
-#pragma unroll
-                for (int j = 0; j < 4; ++j) {
-                    u32 a[2][4];
-                    decode<LATER>(a, p, j, table, lane, W, next);
-#pragma unroll
-                    for (int n = 0; n < NT; ++n) {
-                        u32 b[4];
-                        inputs(b, rows[n] + turn * (TEAM * STEP * 128), q * 128 + j * 32, t);
-#pragma unroll
-                        for (int m = 0; m < 2; ++m) {
-                            mma((LATER ? part : acc)[n], a[m], b[2 * m], b[2 * m + 1]);
-                            if (LATER && ZEROS) {
-                                const u32 one = BF16 ? 0x3f803f80 : 0x3c003c00, ones[4] = {one, one, one, one};
-                                mma(inputs_sum[n], ones, b[2 * m], b[2 * m + 1]);
-                            }
-                        }
-                    }
-                }
-#if LATER
-                const u32 s = p.s[0], z = ZEROS ? p.s[1] : 0;
-#pragma unroll
-                for (int n = 0; n < NT; ++n)
-#pragma unroll
-                    for (int c = 0; c < 4; ++c) {
-                        float sum = part[n][c];
-                        if (ZEROS) sum -= of_half(z >> 16 * (c >> 1)) * inputs_sum[n][c & 1];
-                        acc[n][c] += of_half(s >> 16 * (c >> 1)) * sum;
-                    }
+                reach(now[r], lane, next[r]);
 #endif
             }
-            fetch(ring[d]);
-            if (++turn < turns) continue;
-
-            float* mine = sums + (which * WARPS + warp) * FAN * STRIDE;
+#if SPARSE
+            uint2 range[R];
+            u32 first[R];
 #pragma unroll
-            for (int n = 0; n < NT; ++n)
+            for (int r = 0; r < R; ++r) {
+                range[r] = outliers_of(ring + at + r * RECORD), first[r] = outlier[r];
+                outlier[r] = ask(W, outliers_of(ring + (at + R * RECORD == DEPTH * R * RECORD ? 0 : at + R * RECORD) + r * RECORD), lane);
+                spread(more + r * SPREAD, W, range[r], first[r], lane, true);
+            }
+#endif
+            __syncwarp();  // all have read the records, which are filled again
+            fetch_next();
+            if ((at += R * RECORD) == DEPTH * R * RECORD) at = 0;
+            float part[R][4] = {};
+#pragma unroll
+            for (int j = 0; j < 4; ++j) {
+                uint4 b = {};
+                if (token) {
+                    if (INPUTS) b = *(const uint4*)(mine + piece * 128 + j * 32);
+                    else inputs((u32*)&b, mine + piece * 128, j * 32, t);
+                }
+#pragma unroll
+                for (int r = 0; r < R; ++r) {
+                    u32 a[2][4];
+                    decode<LATER>(a, now[r], j, table, more + r * SPREAD, lane, W, next[r]);
+                    mma((LATER ? part : acc)[r], a[0], b.x, b.y);
+                    mma((LATER ? part : acc)[r], a[1], b.z, b.w);
+                }
+            }
+#if SPARSE
+            __syncwarp();
+#pragma unroll
+            for (int r = 0; r < R; ++r) spread(more + r * SPREAD, W, range[r], first[r], lane, false);
+#endif
+#if LATER
+            const float2 total = ZEROS ? *(const float2*)(totals + piece * 8 + 2 * t) : float2{};
+#pragma unroll
+            for (int r = 0; r < R; ++r)
 #pragma unroll
                 for (int c = 0; c < 4; ++c) {
-                    mine[(n * 8 + 2 * t + (c & 1)) * STRIDE + output_of(g, c >> 1)] = acc[n][c];
-                    acc[n][c] = 0;
+                    const float s = of_half(now[r].s[0] >> 16 * (c >> 1)), z = ZEROS ? of_half(now[r].s[1] >> 16 * (c >> 1)) : 0;
+                    acc[r][c] += s * (part[r][c] - z * (c & 1 ? total.y : total.x));
                 }
-            if (SPARSE) {
-                float more[TOKENS] = {};
-#pragma unroll 2
-                for (int i = from + 2 * member + (lane >> 4); i < to; i += 2 * TEAM) {
-                    const float value = of_half(__ldg(values + i));
-                    const u16* at = all + __ldg(columns + i);
+#endif
+        }
+        together(team);  // nobody reads the last sums any more
 #pragma unroll
-                    for (int n = 0; n < TOKENS; ++n) more[n] += value * of_T(at[n * stride]);
-                }
+        for (int r = 0; r < R; ++r)
 #pragma unroll
-                for (int n = 0; n < TOKENS; ++n) {
-                    more[n] += __shfl_xor_sync(ALL, more[n], 16);
-                    others[((which * WARPS + warp) * FAN + n) * STRIDE + row] = more[n];
-                }
+            for (int c = 0; c < 4; ++c) {
+                const int n = 2 * t + (c & 1);
+                if (n < B) sums[((warp * R + r) * B + n) * STRIDE + output_of(g, c >> 1)] = acc[r][c];
             }
-            together(team);
-#pragma unroll 1
-            for (int n = (member + turned) % TEAM; n < B; n += TEAM) {  // a token a warp; with few, another one each tile
-                const int at = ((which * WARPS + team * TEAM + (lane >> 4) * (TEAM / 2)) * FAN + n) * STRIDE + row;
-                float sum = 0, more = 0;
+        together(team);
 #pragma unroll
-                for (int w = 0; w < TEAM / 2; ++w) {
-                    sum += sums[at + w * FAN * STRIDE];
-                    if (SPARSE) more += others[at + w * FAN * STRIDE];
-                }
-                sum = sum * of_half(scale) + more;
+        for (int r = 0; r < R; ++r)
+            for (int n = (member + TEAM - r * B % TEAM) % TEAM; n < B; n += TEAM) {  // a token of a tile is a warp's
+                const int o = (tile + r) * 16 + row;
+                const float* from = sums + (((team * TEAM + (lane >> 4) * (TEAM / 2)) * R + r) * B + n) * STRIDE + row;
+                float sum = 0;
+#pragma unroll
+                for (int w = 0; w < TEAM / 2; ++w) sum += from[w * R * B * STRIDE];
+                sum *= of_half(scale[r]);
                 sum += __shfl_xor_sync(ALL, sum, 16);
-                if (lane >= 16 || o >= N) continue;
+                if (lane >= 16 || o >= N || tile + r >= end) continue;
                 if (bias) sum += of_T(bias[o]);
                 if (wide_out) ((float*)y)[(long long)n * N + o] = sum;
                 else ((u16*)y)[(long long)n * N + o] = to_T(sum);
             }
-            which ^= 1, turn = 0, tile += step, turned = turned + 1 == TEAM ? 0 : turned + 1;
-        }  // the next sums go where nobody reads any more
     }
 }
 #endif
 
 #if PART == 1
 #define HEIGHT (WARPS * R * 16)  // outputs of a block
+#if WGMMA
+#define CHUNK (FAN * 16 + 16)  // bytes of 8 inputs of all tokens; the last 16 keep the banks of neighbours apart
+#define STAGE (16 * CHUNK)
+#else
 #define ROW (128 + SKEW)
+#define STAGE (FAN * ROW * 2)
+#endif
+
+#if WGMMA
+// 16 inputs of FAN tokens, (8 tokens, 8 inputs) at a time in 128 bytes: no swizzle, inputs first.
+__device__ __forceinline__ unsigned long long matrix(const char* from) {
+    const unsigned long long at = __cvta_generic_to_shared(from);
+    return at >> 4 | (unsigned long long)(CHUNK >> 4) << 16 | (unsigned long long)(128 >> 4) << 32;
+}
+#if BF16
+#define OF "f32.bf16.bf16 "
+#else
+#define OF "f32.f16.f16 "
+#endif
+#define LIST8 "{%0,%1,%2,%3,%4,%5,%6,%7}"
+#define LIST16 "{%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15}"
+#define LIST32 "{%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30,%31}"
+#define SUMS1(n) "+f"(c[n][0]), "+f"(c[n][1]), "+f"(c[n][2]), "+f"(c[n][3])
+#define SUMS2(n) SUMS1(n), SUMS1(n + 1)
+#define SUMS4(n) SUMS2(n), SUMS2(n + 2)
+#define LEFT_RIGHT "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b)
+__device__ __forceinline__ void warpgroup_mma(float (*c)[4], const u32* a, unsigned long long b) {
+#if NT == 2
+    asm volatile("wgmma.mma_async.sync.aligned.m64n16k16." OF LIST8 ", {%8,%9,%10,%11}, %12, 1, 1, 1, 0;" : SUMS2(0) : LEFT_RIGHT);
+#elif NT == 4
+    asm volatile("wgmma.mma_async.sync.aligned.m64n32k16." OF LIST16 ", {%16,%17,%18,%19}, %20, 1, 1, 1, 0;" : SUMS4(0) : LEFT_RIGHT);
+#elif NT == 8
+    asm volatile("wgmma.mma_async.sync.aligned.m64n64k16." OF LIST32 ", {%32,%33,%34,%35}, %36, 1, 1, 1, 0;" : SUMS4(0), SUMS4(4) : LEFT_RIGHT);
+#endif
+}
+__device__ __forceinline__ void products_begin() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
+__device__ __forceinline__ void products_commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
+template <int LEFT>
+__device__ __forceinline__ void products_done() {
+    asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(LEFT) : "memory");
+}
+#endif
 
 // FAN tokens: the pieces of all blocks of outputs, in one row, are cut into equal shares, one a block. Sums of a share go
 // to parts[(block of outputs * slots + share's place among those of it)][token][output]; `finish` adds them in order.
-// turned: (pieces * 128, FAN), x with its axes swapped for the outliers of `finish`, or null.
 extern "C" __global__ void __launch_bounds__(WARPS * 32, 1)
-wide(Weight W, const u16* x, float* parts, u16* turned, int B, int slots) {
+wide(Weight W, const u16* x, float* parts, int B, int slots) {
     extern __shared__ uint4 room[];
-    char* table = (char*)room;
-    u16* stages = (u16*)(table + TABLE_BYTES);  // [DEPTH][FAN][ROW]
     const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, g = lane >> 2, t = lane & 3;
+    char* stages = (char*)room;  // [DEPTH], x of a piece
+    char* table = stages + DEPTH * STAGE;
+    char* ring = table + TABLE_BYTES + warp * (DEPTH * R * RECORD);
+    char* more = table + TABLE_BYTES + WARPS * (DEPTH * R * RECORD) + warp * (R * SPREAD);
     const int P = W.pieces, D = P * 128, blocks = (W.tiles + WARPS * R - 1) / (WARPS * R), all = blocks * P;
     const int begin = blockIdx.x * (u32)all / gridDim.x, end = (blockIdx.x + 1) * (u32)all / gridDim.x;  // below 2^32: `wide`
 
+    int code_piece = begin % P, code_block = begin / P, code_at = 0, coded = begin;
+    auto fetch_codes = [&] {
+        if (coded++ < end) {
+            const int first = (code_block * WARPS + warp) * R;
+#pragma unroll
+            for (int r = 0; r < R; ++r)  // beyond the last tile: nobody's
+                fetch(ring + (code_at * R + r) * RECORD, W, min(first + r, W.tiles - 1), code_piece, lane);
+            if (++code_piece == P) code_piece = 0, ++code_block;
+        } else if (SPARSE && lane < R)
+            *(uint2*)(ring + (code_at * R + lane + 1) * RECORD - 8) = {0, 0};
+        if (++code_at == DEPTH) code_at = 0;
+    };
     int stage_piece = begin % P, stage_at = 0, staged = begin;
-    auto stage = [&] {
+    auto fetch_inputs = [&] {
         if (staged++ < end) {
-            u16* to = stages + stage_at * (FAN * ROW);
+            char* to = stages + stage_at * STAGE;
+#if WGMMA  // lanes own pairs of inputs, wherever their products have them
+#pragma unroll
+            for (int k = 0; k < FAN * 64; k += WARPS * 32) {
+                const int i = k + threadIdx.x, n = i >> 6, w = i & 63;
+                const int chunk = CHAINED ? w >> 3 << 1 | (w & 1) : w >> 4 << 2 | (w & 3), owner = CHAINED ? w >> 1 & 3 : w >> 2 & 3;
+                if (FAN * 64 - k >= WARPS * 32 || i < FAN * 64)
+                    copy<4>(to + chunk * CHUNK + n * 16 + owner * 4, x + (u32)(min(n, B - 1) * D + stage_piece * 128 + 2 * w), n < B);
+            }
+#else
 #pragma unroll
             for (int k = 0; k < FAN * 16; k += WARPS * 32) {
-                const int i = k + threadIdx.x, n = i >> 4, at = (i & 15) * 8;
+                const int i = k + threadIdx.x, n = i >> 4, from = (i & 15) * 8;
                 if (FAN * 16 - k >= WARPS * 32 || i < FAN * 16)
-                    copy16(to + n * ROW + at, x + (u32)(min(n, B - 1) * D + stage_piece * 128 + at), n < B);
+                    copy<16>((u16*)to + n * ROW + from, x + (u32)(min(n, B - 1) * D + stage_piece * 128 + from), n < B);
             }
+#endif
             if (++stage_piece == P) stage_piece = 0;
             if (++stage_at == DEPTH) stage_at = 0;
         }
         commit();
     };
-    Piece now[R], then[R];
-    int fetch_piece = begin % P, fetch_block = begin / P, fetched = begin;
-    auto fetch = [&](Piece* p) {
-        if (fetched++ >= end) return;
-        const int first = (fetch_block * WARPS + warp) * R;
 #pragma unroll
-        for (int r = 0; r < R; ++r) load(p[r], W, min(first + r, W.tiles - 1), fetch_piece, lane);  // beyond: nobody's
-        if (++fetch_piece == P) fetch_piece = 0, ++fetch_block;
-    };
-#pragma unroll
-    for (int s = 0; s < DEPTH - 1; ++s) stage();
-    fetch(now);
+    for (int s = 0; s < DEPTH - 1; ++s) fetch_codes();
     fill(table, W);
     if (SPARSE)
-        for (int i = blockIdx.x * WARPS * 32 + threadIdx.x; i < D * FAN; i += gridDim.x * WARPS * 32)
-            turned[i] = i % FAN < B ? x[(long long)(i % FAN) * D + i / FAN] : 0;
+#pragma unroll
+        for (int i = 0; i < R * SPREAD / 512; ++i) *(uint4*)(more + 512 * i + 16 * lane) = {};
+    previous_kernel();
+#pragma unroll
+    for (int s = 0; s < DEPTH - 1; ++s) fetch_inputs();  // the first group has all codes so far, too
+    __syncthreads();                                     // of the table
 
     int block = begin / P, piece = begin % P, at = 0;
     float acc[R][NT][4] = {};
-    for (int u = begin; u < end; ++u) {
-        arrived<DEPTH - 2>();
-        __syncthreads();  // of everybody's copies; and nobody reads the stage any more that is filled next
-        stage();
-        fetch(then);
-        const u16* rows = stages + at * (FAN * ROW) + g * ROW;
-        if (++at == DEPTH) at = 0;
-        u32 next[R][2];
-#if KIND == TRELLIS
+#if SPARSE
+    u32 outlier[R];  // the first of each lane, asked for a piece earlier
+    arrived<DEPTH - 2>();
+    __syncwarp();
 #pragma unroll
-        for (int r = 0; r < R; ++r) reach(now[r], lane, next[r]);
+    for (int r = 0; r < R; ++r) outlier[r] = ask(W, outliers_of(ring + r * RECORD), lane);
 #endif
-        u32 fragments[2][R][2][4];  // of these 32 inputs and the next, whose look-ups run beneath the products
+    for (int u = begin; u < end; ++u) {
+        const int first = (block * WARPS + warp) * R;
+        Piece now[R];
+        u32 next[R][2], fragments[2][R][2][4];  // of these 32 inputs and the next, whose look-ups run beneath the products
+        arrived<DEPTH - 2 - (SPARSE && DEPTH > 2)>();
+        __syncwarp();
 #pragma unroll
-        for (int r = 0; r < R; ++r) decode<false>(fragments[0][r], now[r], 0, table, lane, W, next[r]);
+        for (int r = 0; r < R; ++r) {
+            load(now[r], ring + (at * R + r) * RECORD, min(first + r, W.tiles - 1) * P + piece, lane);
+#if KIND == TRELLIS
+            reach(now[r], lane, next[r]);
+#endif
+        }
+#if SPARSE
+        uint2 range[R];
+        u32 head[R];
+#pragma unroll
+        for (int r = 0; r < R; ++r) {
+            range[r] = outliers_of(ring + (at * R + r) * RECORD), head[r] = outlier[r];
+            outlier[r] = ask(W, outliers_of(ring + ((at + 1 == DEPTH ? 0 : at + 1) * R + r) * RECORD), lane);
+            spread(more + r * SPREAD, W, range[r], head[r], lane, true);
+        }
+        __syncwarp();
+#endif
+#pragma unroll
+        for (int r = 0; r < R; ++r) decode<false>(fragments[0][r], now[r], 0, table, more + r * SPREAD, lane, W, next[r]);
+#if WGMMA
+        products_done<0>();
+        asm volatile("fence.proxy.async.shared::cta;" ::: "memory");  // copies were ordinary writes
+#endif
+        __syncthreads();  // of everybody's copies; and nobody reads the stage any more that is filled next
+        fetch_codes();
+        fetch_inputs();
+        const char* stage = stages + at * STAGE;
+        if (++at == DEPTH) at = 0;
 #pragma unroll
         for (int j = 0; j < 4; ++j) {
+            auto& a = fragments[j & 1];
+#if WGMMA
+            products_begin();
+#pragma unroll
+            for (int m = 0; m < 2; ++m)
+#pragma unroll
+                for (int r = 0; r < R; ++r) warpgroup_mma(acc[r], a[r][m], matrix(stage + (4 * j + 2 * m) * CHUNK));
+            products_commit();
+            if (j) products_done<1>();
+#endif
             if (j < 3)
 #pragma unroll
-                for (int r = 0; r < R; ++r) decode<false>(fragments[j + 1 & 1][r], now[r], j + 1, table, lane, W, next[r]);
-            auto& a = fragments[j & 1];
+                for (int r = 0; r < R; ++r) decode<false>(fragments[j + 1 & 1][r], now[r], j + 1, table, more + r * SPREAD, lane, W, next[r]);
+#if !WGMMA
+            const u16* rows = (const u16*)stage + g * ROW;
 #pragma unroll
             for (int n = 0; n < NT; n += 2) {  // two at a time: a sum's next product is not the next one
                 u32 b[2][4];
@@ -602,10 +755,20 @@ wide(Weight W, const u16* x, float* parts, u16* turned, int B, int slots) {
                     mma(acc[r][n + k], a[r][m], b[k][2 * m], b[k][2 * m + 1]);
                 }
             }
+#endif
         }
+#if SPARSE
+        __syncwarp();
+#pragma unroll
+        for (int r = 0; r < R; ++r) spread(more + r * SPREAD, W, range[r], head[r], lane, false);
+        __syncwarp();
+#endif
         if (u + 1 == end || piece + 1 == P) {
-            const int first = ((u32)(block * P + 1) * gridDim.x - 1) / all;
-            float* part = parts + ((long long)block * slots + (int)blockIdx.x - first) * FAN * HEIGHT;
+#if WGMMA
+            products_done<0>();
+#endif
+            const int share = ((u32)(block * P + 1) * gridDim.x - 1) / all;
+            float* part = parts + ((long long)block * slots + (int)blockIdx.x - share) * FAN * HEIGHT;
 #pragma unroll
             for (int r = 0; r < R; ++r)
 #pragma unroll
@@ -617,60 +780,32 @@ wide(Weight W, const u16* x, float* parts, u16* turned, int B, int slots) {
                     }
         }
         if (++piece == P) piece = 0, ++block;
-#pragma unroll
-        for (int r = 0; r < R; ++r) now[r] = then[r];
     }
 }
 
-#define EIGHTS (FAN / 8)
-
-// y[n][o] from the parts of `wide`, launched with `shares` blocks: a block of 256 threads has 16 outputs of 16 tokens, of
-// all if there are outliers.
+// y[n][o] from the parts of `wide`, launched with `shares` blocks: a thread has four outputs of a token.
 extern "C" __global__ void __launch_bounds__(256)
-finish(const float* parts, const u16* turned, void* y, const u16* row_scale, const u16* bias, const int* starts,
-       const u16* columns, const u16* values, int N, int B, int wide_out, int tiles, int pieces, int shares, int slots) {
-    __shared__ float others[16][SPARSE ? FAN + 1 : 1];
-    const int all = (tiles + WARPS * R - 1) / (WARPS * R) * pieces, lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
-    const int tile = blockIdx.x % tiles, token = blockIdx.x / tiles * 16;
-    const int row = threadIdx.x & 15, o = tile * 16 + row, block = tile / (WARPS * R);
+finish(const float* parts, void* y, const u16* row_scale, const u16* bias, int N, int B, int wide_out, int tiles, int pieces,
+       int shares, int slots) {
+    const int i = blockIdx.x * 256 + threadIdx.x, o = i % (tiles * 4) * 4, n = i / (tiles * 4), block = o / HEIGHT;
+    const int all = (tiles + WARPS * R - 1) / (WARPS * R) * pieces;
     const int first = ((u32)(block * pieces + 1) * shares - 1) / all, last = ((u32)(block + 1) * pieces * shares - 1) / all;
-    if (SPARSE)
-#pragma unroll
-        for (int k = warp; k < 16; k += 8) {  // EIGHTS lanes read an outlier's inputs, eight tokens each
-            const int end = starts[min(tile * 16 + k + 1, N)];
-            float more[8] = {};
+    const float* part = parts + ((u32)block * slots * FAN + n) * (size_t)HEIGHT + o % HEIGHT;
+    previous_kernel();
+    if (n >= B) return;
+    float sum[4] = {};
 #pragma unroll 4
-            for (int i = starts[min(tile * 16 + k, N)] + lane / EIGHTS; i < end; i += 32 / EIGHTS) {
-                const float value = of_half(__ldg(values + i));
-                const uint4 x = __ldg((const uint4*)(turned + (u32)__ldg(columns + i) * FAN + lane % EIGHTS * 8));
-                const u32 pairs[4] = {x.x, x.y, x.z, x.w};
+    for (int s = 0; s <= last - first; ++s) {
+        const float4 more = *(const float4*)(part + (size_t)s * FAN * HEIGHT);
+        sum[0] += more.x, sum[1] += more.y, sum[2] += more.z, sum[3] += more.w;
+    }
 #pragma unroll
-                for (int c = 0; c < 4; ++c) {
-                    more[2 * c] += value * of_T(pairs[c]);
-                    more[2 * c + 1] += value * of_T(pairs[c] >> 16);
-                }
-            }
-#pragma unroll
-            for (int c = 0; c < 8; ++c) {
-#pragma unroll
-                for (int away = 16; away >= EIGHTS; away >>= 1) more[c] += __shfl_xor_sync(ALL, more[c], away);
-                if (lane < EIGHTS) others[k][8 * lane + c] = more[c];
-            }
-        }
-    __syncthreads();
-#pragma unroll
-    for (int k = 0; k < (SPARSE ? FAN : 16); k += 16) {
-        const int n = token + k + (threadIdx.x >> 4);
-        if (o >= N || n >= B) return;
-        const float* part = parts + ((u32)block * slots * FAN + n) * (size_t)HEIGHT + o % HEIGHT;
-        float sum = 0;
-#pragma unroll 4
-        for (int s = 0; s <= last - first; ++s) sum += part[(size_t)s * FAN * HEIGHT];
-        if (row_scale) sum *= of_half(row_scale[o]);
-        if (SPARSE) sum += others[row][n];
-        if (bias) sum += of_T(bias[o]);
-        if (wide_out) ((float*)y)[(long long)n * N + o] = sum;
-        else ((u16*)y)[(long long)n * N + o] = to_T(sum);
+    for (int c = 0; c < 4; ++c) {
+        if (o + c >= N) return;
+        if (row_scale) sum[c] *= of_half(row_scale[o + c]);
+        if (bias) sum[c] += of_T(bias[o + c]);
+        if (wide_out) ((float*)y)[(long long)n * N + o + c] = sum[c];
+        else ((u16*)y)[(long long)n * N + o + c] = to_T(sum[c]);
     }
 }
 #endif
@@ -680,35 +815,54 @@ finish(const float* parts, const u16* turned, void* y, const u16* row_scale, con
 extern "C" __global__ void __launch_bounds__(WARPS * 32)
 dense(Weight W, u16* out, const u16* row_scale, int N) {
     extern __shared__ uint4 room[];
-    char* table = (char*)room;
     const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, g = lane >> 2, t = lane & 3;
+    const int all = W.tiles * W.pieces, step = gridDim.x * WARPS;
+    char* table = (char*)room;
+    char* ring = table + TABLE_BYTES + warp * (2 * RECORD);
+    char* more = table + TABLE_BYTES + WARPS * (2 * RECORD) + warp * SPREAD;
+    int ahead = blockIdx.x * WARPS + warp, place = 0;
+    auto fetch_next = [&] {
+        if (ahead < all) fetch(ring + place * RECORD, W, ahead / W.pieces, ahead % W.pieces, lane);
+        commit();
+        ahead += step, place ^= 1;
+    };
+    fetch_next();
     fill(table, W);
+    if (SPARSE)
+#pragma unroll
+        for (int i = 0; i < SPREAD / 512; ++i) *(uint4*)(more + 512 * i + 16 * lane) = {};
+    previous_kernel();
     __syncthreads();
-    for (int u = blockIdx.x * WARPS + warp; u < W.tiles * W.pieces; u += gridDim.x * WARPS) {
+    for (int u = blockIdx.x * WARPS + warp; u < all; u += step) {
         const int tile = u / W.pieces, piece = u % W.pieces;
+        fetch_next();
+        arrived<1>();
+        __syncwarp();
+        const char* record = ring + place * RECORD;
         Piece p;
-        load(p, W, tile, piece, lane);
+        load(p, record, u, lane);
         u32 next[2];
 #if KIND == TRELLIS
         reach(p, lane, next);
 #endif
+#if SPARSE
+        const uint2 range = outliers_of(record);
+        const u32 first = ask(W, range, lane);
+        spread(more, W, range, first, lane, true);
+#endif
+        __syncwarp();
 #pragma unroll
         for (int j = 0; j < 4; ++j) {
             u32 a[2][4];
-            decode<false>(a, p, j, table, lane, W, next);
+            decode<false>(a, p, j, table, more, lane, W, next);
 #pragma unroll
             for (int second = 0; second < 2; ++second) {
                 const int o = tile * 16 + output_of(g, second);
                 u32 pair[4] = {a[0][second], a[0][2 + second], a[1][second], a[1][2 + second]};
                 if (row_scale && o < N) {
                     const float scale = of_half(row_scale[o]);
-                    const bool as_half = !BF16;
 #pragma unroll
-                    for (int i = 0; i < 4; ++i) {
-                        const float low = (as_half ? of_half(pair[i]) : of_bf16(pair[i])) * scale;
-                        const float high = (as_half ? of_half(pair[i] >> 16) : of_bf16(pair[i] >> 16)) * scale;
-                        pair[i] = to_T(low) | (u32)to_T(high) << 16;
-                    }
+                    for (int i = 0; i < 4; ++i) pair[i] = to_T(of_T(pair[i]) * scale) | (u32)to_T(of_T(pair[i] >> 16) * scale) << 16;
                 }
                 u16* row = out + (long long)o * (W.pieces * 128) + piece * 128 + j * 32;
                 if (CHAINED) {
@@ -718,6 +872,10 @@ dense(Weight W, u16* out, const u16* row_scale, int N) {
                     *(uint4*)(row + 8 * t) = {pair[0], pair[1], pair[2], pair[3]};
             }
         }
+#if SPARSE
+        __syncwarp();
+        spread(more, W, range, first, lane, false);
+#endif
     }
 }
 #endif
