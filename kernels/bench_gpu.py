@@ -265,7 +265,8 @@ def table(rows: list[dict]) -> str:
 
 def cell(row: dict) -> str:
     us = f"{row['us']:.1f}" if row["us"] < 100 else f"{row['us']:,.0f}"
-    return f"{us} ({row['ratio']:.1f})" + "*" * (not row["graph"])
+    ratio = f"{row['ratio']:.{1 if row['ratio'] >= 0.1 else 2}f}"
+    return f"{us} ({ratio})" + "*" * (not row["graph"])
 
 
 # --- a search for knobs ---
