@@ -160,16 +160,23 @@ def _pack_grid(decode: Grid, layout: Layout) -> tuple[Layout, dict[str, Tensor]]
     codes = ops.unpack(decode.codes, decode.D, bits)  # (N, D)
     lanes = _lanes(codes, layout).unflatten(-1, (2, 2, 2))  # (..., j, half, m, e, two)
     pairs = lanes.permute(0, 1, 2, 3, 4, 6, 7, 5, 8).reshape(
-        layout.tiles, layout.pieces, 32, 32, 2
-    )  # order j, m, e, half
-    per = 16 // bits
-    count = 30 if bits == 3 else 32
-    at = torch.arange(per, device=codes.device, dtype=torch.int32) * bits
-    halves = (pairs[..., :count, :].unflatten(3, (-1, per)) << at[:, None]).sum(4, dtype=torch.int32)  # (..., words, 2)
+        layout.tiles, layout.pieces, 32, 8, 4, 2
+    )  # 2 j + m, 2 e + half
+
+    def joined(codes: Tensor, bits: int) -> Tensor:
+        """(..., count, 4, 2) -> (..., 4, 2): each behind the one before it, from bit 0 on."""
+        at = torch.arange(codes.shape[3], device=codes.device, dtype=torch.int32) * bits
+        return (codes << at[:, None, None]).sum(3, dtype=torch.int32)
+
     if bits == 3:
-        bit = torch.arange(3, device=codes.device, dtype=torch.int32)
-        left = pairs[..., 30:, None, :] >> bit[:, None] & 1  # (..., 2, 3, 2): a bit of the last pairs in each word
-        halves = halves | left.flatten(3, 4) << 15
+        first = joined(pairs[..., :5, :, :], 3) | pairs[..., 7, :, :] >> 2 << 15
+        third = joined(pairs[..., [6, 5], :, :], 3) | (pairs[..., 7, :, :] & 3) << 6  # a byte of each
+        third = third[..., ::2, :] | third[..., 1::2, :] << 8
+        halves = torch.cat((first, third), 3)  # (..., 6, 2)
+    else:
+        per = 16 // bits
+        parts = [joined(part, bits) for part in pairs.split(per, 3)]
+        halves = torch.cat(parts, 3)
     words = halves[..., 0] | halves[..., 1] << 16
     zero = 2 ** (bits - 1) if decode.zero is None else 0
     made = replace(layout, kind=0, bits=bits, center=zero, zeros=int(decode.zero is not None))
@@ -294,6 +301,7 @@ class Knobs:
     inputs: int = 1
     most: int = COPIES
     wgmma: int = 0
+    blocks: int = 1  # of `narrow` that fit a multiprocessor, this launch's and the next one's
 
 
 def knobs(layout: Layout, B: int, card: Card) -> Knobs:
@@ -346,7 +354,7 @@ def _flags(layout: Layout, part: int, copies: int, bf16: bool, fan: int, k: Knob
         "KIND": layout.kind, "BITS": layout.bits, "WINDOW": layout.window, "WIDE": layout.wide, "CENTER": layout.center,
         "SCALE": layout.scale, "GROUPS": layout.groups, "ZEROS": layout.zeros, "SPARSE": layout.sparse, "REP": copies,
         "SPAN": layout.span, "ROWS": layout.rows,
-        "BF16": int(bf16), "NT": fan, "R": k.tiles, "WARPS": k.warps, "TEAM": k.team, "DEPTH": k.depth, "INPUTS": k.inputs,
+        "BF16": int(bf16), "NT": fan, "R": k.tiles, "WARPS": k.warps, "TEAM": k.team, "DEPTH": k.depth, "INPUTS": k.inputs, "BLOCKS": k.blocks,
         "WGMMA": k.wgmma, "PART": part,
     }  # fmt: skip
     return tuple(f"-D{name}={number}" for name, number in numbers.items())
@@ -375,12 +383,12 @@ class Launch:
 
 def narrow_launch(layout: Layout, B: int, bf16: bool, k: Knobs, room: int) -> Launch:
     """Of `narrow` for B tokens, on a card whose blocks may have `room` bytes of shared memory."""
-    record, totals = _record(layout), layout.pieces * 32
-    kept = B * (layout.pieces * PIECE + 32) * 2
+    record, kept = _record(layout), B * (layout.pieces * PIECE + 32) * 2
+    room = (room + 1024) // k.blocks - 1024
 
     def least(k: Knobs) -> int:
-        """Bytes of sums, spread outliers, sums of inputs and two pieces in flight."""
-        return k.warps * k.tiles * (B * 20 * 4 + 4096 * layout.sparse + 2 * record) + totals
+        """Bytes of sums, spread outliers and two pieces in flight."""
+        return k.warps * k.tiles * (B * 20 * 4 + 4096 * layout.sparse + 2 * record)
 
     while least(k) + _table(layout, 0)[1] > room:
         k = replace(k, tiles=1) if k.tiles > 1 else replace(k, warps=k.warps // 2, team=min(k.team, k.warps // 2))

@@ -303,7 +303,7 @@ def compile_all(wanted: set[tuple[str, ...]], capability: tuple[int, int]) -> No
 def sweep(args: argparse.Namespace) -> list[dict]:
     """Times of every choice of knobs, the best first."""
     rows, jobs = [], []
-    _, room = cuda._card(0)
+    room = cuda._card(0).room
     for N, D in args.shapes:
         for name, make in chosen(kernels(N, D), args.only):
             packed = cuda.pack(filled(make()))

@@ -10,6 +10,7 @@
 //   SPARSE  1: there are outliers              NT      eights of tokens
 //   WARPS   of a block, TEAM of a tile         R       tiles of a warp at once
 //   DEPTH   pieces in flight                   INPUTS  1: narrow keeps x in shared memory
+//   BLOCKS  of narrow on a multiprocessor: with 2 the next launch fetches its codes while this one computes
 //   WGMMA   1: Hopper's products of a warpgroup, inputs from shared memory (wide)
 //   PART    what to compile: 0 narrow, 1 wide and finish, 2 dense
 //
@@ -147,6 +148,8 @@ __device__ __forceinline__ void arrived() {
     asm volatile("cp.async.wait_group %0;" ::"n"(LEFT) : "memory");
 #endif
 }
+__device__ __forceinline__ void hold(u32& value) { asm volatile("" : "+r"(value)); }  // in a register, not made again
+
 // Until here nothing may be read that an earlier kernel wrote, but for the weight, nor anything written.
 __device__ __forceinline__ void previous_kernel() {
 #if __CUDA_ARCH__ >= 900
@@ -167,19 +170,19 @@ struct Piece {
     u32 w[WORDS], s[SCALE_WORDS + CHAINED + 1];
 };
 
-__device__ __forceinline__ void fetch(char* record, const Weight& W, int tile, int piece, int lane) {
-    const u32 unit = tile * W.pieces + piece;  // all offsets are below 2^32: `pack` sees to it
-    const char* codes = W.codes + 16 * lane + unit * (u32)(128 * WORDS);
+// unit: tile * pieces + piece. All offsets are below 2^32: `pack` sees to it.
+__device__ __forceinline__ void fetch(char* record, const Weight& W, u32 unit, int tile, int piece, int lane) {
+    const char* codes = W.codes + (unit * (u32)(128 * WORDS) + 16 * lane);
     char* to = record + 16 * lane;
 #pragma unroll
     for (int i = 0; i < WORDS / 4; ++i) copy<16>(to + 512 * i, codes + 512 * i);
     if (WORDS % 4) copy<8>(record + WORDS / 4 * 512 + 8 * lane, codes + (WORDS / 4 * 512 - 8 * lane));
 #if SCALE == 1
     const u32 entries = SPAN == 1 ? unit * GROUPS : tile * W.groups + piece / SPAN;
-    if (lane < EXTRA / 16) copy<16>(to + 128 * WORDS, W.scales + 16 * lane + entries * (32 * (1 + ZEROS)));
+    if (lane < EXTRA / 16) copy<16>(to + 128 * WORDS, W.scales + (entries * (32 * (1 + ZEROS)) + 16 * lane));
 #elif SCALE == 2
     const u32 level = ROWS == 1 ? unit : tile / ROWS * W.pieces + piece;
-    if (lane < 12) copy<16>(to + 128 * WORDS, lane < 8 ? W.scales + 16 * lane + unit * 128 : W.second + (16 * lane - 128) + level * 64);
+    if (lane < 12) copy<16>(to + 128 * WORDS, lane < 8 ? W.scales + (unit * 128 + 16 * lane) : W.second + (level * 64 + 16 * lane - 128));
 #endif
     if (CHAINED && lane == 0) copy<4>(record + RECORD - 16, W.tail + (unit & ~3u));
     if (SPARSE && lane < 2) copy<4>(record + RECORD - 8 + 4 * lane, W.starts + unit + lane);
@@ -229,26 +232,38 @@ __device__ __forceinline__ u32 whole(int v) {
     const int e = 31 - __clz(v);
     return (u32)(15 + e) << 10 | (v << (10 - e) & 0x3ff);
 }
-// Pair i of 32: codes lie in the low and the high half of a word, one behind the other; 3 bits fill 15 of 16, and the
-// last bits of three words are one pair more. Or-ed below 1024's exponent a code is a number.
-__device__ __forceinline__ u32 pair_of(const Piece& p, int i) {
-    const u32 mask = (1u << BITS) - 1;
-    u32 code;
-    int up = 0;
-    if (BITS == 3 && i >= 30) {
-        const u32* w = p.w + 3 * (i - 30);
-        code = within(w[0] >> 15, 0x10001, within(w[1] >> 14, 0x20002, within(w[2] >> 13, 0x40004, 0x64006400)));
-    } else {
-        const int per = 16 / BITS, far = 10 / BITS * BITS, at = i % per * BITS, from = at < far ? 0 : far;
-        up = at - from;
-        code = within(p.w[i / per] >> from, (mask << up) * 0x10001, 0x64006400);
+// Pair c of product q = 2 j + m: codes lie in the low and the high half of a word, those of c one behind the other. Of 3 bits
+// five fill a word but for its last bit, two more and two bits lie in a byte of the words behind. `up`: where to leave them.
+__device__ __forceinline__ u32 pair_of(const Piece& p, int q, int c, int up, u32 more) {
+    const u32 mask = ((1u << BITS) - 1) * 0x10001;
+    if (BITS == 3 && q == 7) {
+        const u32 tail = p.w[4 + (c >> 1)] >> (8 * (c & 1) + 6), last = p.w[c] >> 13;
+        return within(last << up, 0x40004u << up, within(tail << up, 0x30003u << up, more));
     }
-    const u32 less = 0x8000 | whole((1024 >> up) + (ZEROS || SCALE == 2 ? 0 : CENTER));
-    return fma2(code, ((15u - up) << 10) * 0x10001, less * 0x10001);
+    const int per = 16 / BITS;
+    const u32 word = BITS == 3 ? p.w[q < 5 ? c : 4 + (c >> 1)] : p.w[q / per * 4 + c];
+    const int at = BITS == 3 ? q < 5 ? 3 * q : 8 * (c & 1) + (q == 5 ? 3 : 0) : q % per * BITS;
+    return within(at < up ? word << (up - at) : word >> (at - up), mask << up, more);
 }
+// Products of one m have their codes at the same place, which needs no shift for every other code.
 __device__ __forceinline__ void weights(u32 a[2][4], const Piece& p, int j, const char*, int) {
 #pragma unroll
-    for (int i = 0; i < 8; ++i) a[i >> 2][i & 3] = pair_of(p, 8 * j + i);
+    for (int m = 0; m < 2; ++m)
+#pragma unroll
+        for (int c = 0; c < 4; ++c) {  // or-ed below 1024's exponent a code is a number
+            const int up = BITS < 8 ? m * BITS : 0;
+            const u32 less = 0x8000 | whole((1024 >> up) + (ZEROS || SCALE == 2 ? 0 : CENTER));
+            a[m][c] = fma2(pair_of(p, 2 * j + m, c, up, 0x64006400), ((15u - up) << 10) * 0x10001, less * 0x10001);
+        }
+}
+// The codes themselves: of fp16 tiny numbers, code * 2^(up - 24), which the tensor cores multiply exactly; bf16 is too coarse
+// for that and has 128 + code * 2^up.
+#define UP (BITS == 4 && BF16 ? 3 : BITS)
+__device__ __forceinline__ void raw(u32 a[2][4], const Piece& p, int j) {
+#pragma unroll
+    for (int m = 0; m < 2; ++m)
+#pragma unroll
+        for (int c = 0; c < 4; ++c) a[m][c] = pair_of(p, 2 * j + m, c, m * UP, BF16 ? 0x43004300 : 0);
 }
 #endif
 
@@ -368,8 +383,7 @@ __device__ __forceinline__ void scales(const Piece& p, int j, int m, u32 scale[2
 #endif
 }
 
-// The 16 x 32 weights j of a piece as two fragments; bare: without scales and zeros of a table. more: its outliers.
-template <bool bare>
+// The 16 x 32 weights j of a piece as two fragments. more: its outliers.
 __device__ __forceinline__ void decode(u32 a[2][4], const Piece& p, int j, const char* table, const char* more, int lane, const Weight& W, const u32 next[2]) {
 #if KIND == GRID
     weights(a, p, j, table, lane);
@@ -382,14 +396,14 @@ __device__ __forceinline__ void decode(u32 a[2][4], const Piece& p, int j, const
     u32 scale[2], zero[2];
 #pragma unroll
     for (int m = 0; m < 2; ++m) {
-        if (SCALE && !bare && (m == 0 || CHAINED)) scales(p, j, m, scale, zero);
+        if (SCALE && (m == 0 || CHAINED)) scales(p, j, m, scale, zero);
         u32 outliers[4];
         if (SPARSE) *(uint4*)outliers = *(const uint4*)(more + (2 * j + m) * 512 + 16 * lane);
 #pragma unroll
         for (int c = 0; c < 4; ++c) {
             u32& pair = a[m][c];
-            if (SCALE == 1 && ZEROS && !bare) pair = sub2(pair, zero[c & 1]);
-            if (SCALE == 1 && !bare) pair = mul2(pair, scale[c & 1]);
+            if (SCALE == 1 && ZEROS) pair = sub2(pair, zero[c & 1]);
+            if (SCALE == 1) pair = mul2(pair, scale[c & 1]);
             if (SCALE == 2) pair = fma2(pair, scale[c & 1], zero[c & 1]);
             if (SPARSE) pair = add2(pair, outliers[c]);
             if (CONVERT) pair = half_to_bf16(pair);
@@ -413,39 +427,50 @@ __device__ __forceinline__ void inputs(u32 b[4], const u16* row, int at, int t) 
 
 #if PART == 0
 #define TEAMS (WARPS / TEAM)
-#define LATER (KIND == GRID && SCALE == 1 && GROUPS == 1 && !SPARSE)  // scales and zeros of a piece are applied to its sums
+#define LATER (KIND == GRID && BITS <= 4 && SCALE == 1 && GROUPS == 1 && !SPARSE)  // scales are applied to a piece's sums
 
 __device__ __forceinline__ void together(int team) {  // a barrier of one team
     asm volatile("bar.sync %0, %1;" ::"r"(1 + team), "n"(TEAM * 32) : "memory");
 }
 
+template <int POWER>  // c += 2^POWER times the sums of inputs
+__device__ __forceinline__ void sum_of(float* c, u32 b0, u32 b1) {
+    const u32 one = (BF16 ? 0x3f80 + (POWER << 7) : 0x3c00 + (POWER << 10)) * 0x10001, ones[4] = {one, one, one, one};
+    mma(c, ones, b0, b1);
+}
+
 // Up to 8 tokens. Each block has a run of tiles; teams of warps take R of them at a time, the warps of a team their pieces.
 // y[n][o] = scale[o] * sum + bias. x: (B, pieces * 128). wide_out: y is fp32.
-extern "C" __global__ void __launch_bounds__(WARPS * 32, 1)
+extern "C" __global__ void __launch_bounds__(WARPS * 32, BLOCKS)
 narrow(Weight W, const u16* x, void* y, const u16* row_scale, const u16* bias, int N, int B, int wide_out) {
     extern __shared__ uint4 room[];
     const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, g = lane >> 2, t = lane & 3, P = W.pieces, D = P * 128;
     char* table = (char*)room;
-    char* ring = table + TABLE_BYTES + warp * (DEPTH * R * RECORD);
+    u32 ring = TABLE_BYTES + warp * (DEPTH * R * RECORD);  // offsets in `room`
+    hold(ring);
+    const u32 ring_end = ring + DEPTH * R * RECORD;
     char* more = table + TABLE_BYTES + WARPS * (DEPTH * R * RECORD) + warp * (R * SPREAD);
     float* sums = (float*)(table + TABLE_BYTES + WARPS * (R * (DEPTH * RECORD + SPREAD)));  // [WARPS][R][B][STRIDE]
-    float* totals = sums + WARPS * R * B * STRIDE;                                          // [pieces][8], of x
-    u16* kept = (u16*)(totals + (LATER && ZEROS ? P * 8 : 0));
+    u16* kept = (u16*)(sums + WARPS * R * B * STRIDE);
     const int team = warp / TEAM, member = warp % TEAM, row = lane & 15;
     const int begin = (u32)W.tiles * blockIdx.x / gridDim.x, end = (u32)W.tiles * (blockIdx.x + 1) / gridDim.x;
 
-    int ahead_tile = begin + team * R, ahead_piece = member, ahead = 0;
+    int ahead_tile = begin + team * R, ahead_piece = member;
+    u32 ahead = ring, ahead_unit = ahead_tile * P + ahead_piece;
     auto fetch_next = [&] {
 #pragma unroll
         for (int r = 0; r < R; ++r) {
-            char* record = ring + ahead + r * RECORD;
-            if (ahead_tile + r < end && ahead_piece < P) fetch(record, W, ahead_tile + r, ahead_piece, lane);
+            char* record = table + ahead + r * RECORD;
+            if (ahead_tile + r < end) fetch(record, W, ahead_unit + r * P, ahead_tile + r, ahead_piece, lane);
             else if (SPARSE && lane == 0) *(uint2*)(record + RECORD - 8) = {0, 0};
         }
         commit();
-        if ((ahead_piece += TEAM) >= P) ahead_piece = member, ahead_tile += TEAMS * R;
-        if ((ahead += R * RECORD) == DEPTH * R * RECORD) ahead = 0;
+        ahead_piece += TEAM, ahead_unit += TEAM;
+        if (ahead_piece >= P) ahead_piece = member, ahead_tile += TEAMS * R, ahead_unit = ahead_tile * P + member;
+        if (member >= P) ahead_tile = end;
+        if ((ahead += R * RECORD) == ring_end) ahead = ring;
     };
+    if (member >= P) ahead_tile = end;
 #pragma unroll 1
     for (int d = 0; d < DEPTH; ++d) fetch_next();
     fill(table, W);
@@ -463,29 +488,19 @@ narrow(Weight W, const u16* x, void* y, const u16* row_scale, const u16* bias, i
                 if (CHAINED) *(uint2*)to = {eight.x, eight.y}, *(uint2*)(to + 16) = {eight.z, eight.w};  // a lane's 8 of 32 together
                 else *(uint4*)to = eight;
             }
-    const u16* all = INPUTS ? kept : x;
-    if (LATER && ZEROS) {
-        if (INPUTS) __syncthreads();
-        for (int u = warp; u < P * B; u += WARPS) {
-            const int n = u / P, piece = u % P;
-            const uint2 four = *(const uint2*)(all + (long long)n * stride + piece * 128 + 4 * lane);
-            float sum = of_T(four.x) + of_T(four.x >> 16) + (of_T(four.y) + of_T(four.y >> 16));
-#pragma unroll
-            for (int away = 16; away; away >>= 1) sum += __shfl_xor_sync(ALL, sum, away);
-            if (lane == 0) totals[piece * 8 + n] = sum;
-        }
-    }
     __syncthreads();
 
-    const u16* mine = all + (long long)min(g, B - 1) * stride + (INPUTS ? 8 * t : 0);
+    const u16* mine = x + (long long)min(g, B - 1) * D;
+    u32 kept_at = (char*)kept - table + (min(g, B - 1) * stride + 8 * t) * 2;
+    hold(kept_at);
     const bool token = g < B;  // others are zeros: what is not read takes no time
-    int at = 0;
+    u32 at = ring;
 #if SPARSE
     u32 outlier[R];  // the first of each lane, asked for a piece earlier
     arrived<DEPTH - 1>();
     __syncwarp();
 #pragma unroll
-    for (int r = 0; r < R; ++r) outlier[r] = ask(W, outliers_of(ring + r * RECORD), lane);
+    for (int r = 0; r < R; ++r) outlier[r] = ask(W, outliers_of(table + ring + r * RECORD), lane);
 #endif
     for (int tile = begin + team * R; tile < end; tile += TEAMS * R) {
         float acc[R][4] = {};
@@ -499,38 +514,51 @@ narrow(Weight W, const u16* x, void* y, const u16* row_scale, const u16* bias, i
             u32 next[R][2];
 #pragma unroll
             for (int r = 0; r < R; ++r) {
-                load(now[r], ring + at + r * RECORD, (tile + r) * P + piece, lane);
+                load(now[r], table + at + r * RECORD, (tile + r) * P + piece, lane);
 #if KIND == TRELLIS
                 reach(now[r], lane, next[r]);
 #endif
             }
+            const u32 old = at;
+            if ((at += R * RECORD) == ring_end) at = ring;
 #if SPARSE
             uint2 range[R];
             u32 first[R];
 #pragma unroll
             for (int r = 0; r < R; ++r) {
-                range[r] = outliers_of(ring + at + r * RECORD), first[r] = outlier[r];
-                outlier[r] = ask(W, outliers_of(ring + (at + R * RECORD == DEPTH * R * RECORD ? 0 : at + R * RECORD) + r * RECORD), lane);
+                range[r] = outliers_of(table + old + r * RECORD), first[r] = outlier[r];
+                outlier[r] = ask(W, outliers_of(table + at + r * RECORD), lane);
                 spread(more + r * SPREAD, W, range[r], first[r], lane, true);
             }
 #endif
             __syncwarp();  // all have read the records, which are filled again
             fetch_next();
-            if ((at += R * RECORD) == DEPTH * R * RECORD) at = 0;
-            float part[R][4] = {};
+#if LATER
+            float part[R][2][4] = {}, total[4] = {}, offset[4] = {};  // of products m; of the inputs, once and times `raw`'s 128
+#endif
 #pragma unroll
             for (int j = 0; j < 4; ++j) {
                 uint4 b = {};
                 if (token) {
-                    if (INPUTS) b = *(const uint4*)(mine + piece * 128 + j * 32);
+                    if (INPUTS) b = *(const uint4*)(table + kept_at + piece * 256 + j * 64);
                     else inputs((u32*)&b, mine + piece * 128, j * 32, t);
                 }
+#if LATER
+                sum_of<0>(total, b.x, b.y), sum_of<0>(total, b.z, b.w);
+                if (BF16) sum_of<7>(offset, b.x, b.y), sum_of<7 - UP>(offset, b.z, b.w);
+#endif
 #pragma unroll
                 for (int r = 0; r < R; ++r) {
                     u32 a[2][4];
-                    decode<LATER>(a, now[r], j, table, more + r * SPREAD, lane, W, next[r]);
-                    mma((LATER ? part : acc)[r], a[0], b.x, b.y);
-                    mma((LATER ? part : acc)[r], a[1], b.z, b.w);
+#if LATER
+                    raw(a, now[r], j);
+                    mma(part[r][0], a[0], b.x, b.y);
+                    mma(part[r][1], a[1], b.z, b.w);
+#else
+                    decode(a, now[r], j, table, more + r * SPREAD, lane, W, next[r]);
+                    mma(acc[r], a[0], b.x, b.y);
+                    mma(acc[r], a[1], b.z, b.w);
+#endif
                 }
             }
 #if SPARSE
@@ -539,13 +567,13 @@ narrow(Weight W, const u16* x, void* y, const u16* row_scale, const u16* bias, i
             for (int r = 0; r < R; ++r) spread(more + r * SPREAD, W, range[r], first[r], lane, false);
 #endif
 #if LATER
-            const float2 total = ZEROS ? *(const float2*)(totals + piece * 8 + 2 * t) : float2{};
 #pragma unroll
             for (int r = 0; r < R; ++r)
 #pragma unroll
                 for (int c = 0; c < 4; ++c) {
-                    const float s = of_half(now[r].s[0] >> 16 * (c >> 1)), z = ZEROS ? of_half(now[r].s[1] >> 16 * (c >> 1)) : 0;
-                    acc[r][c] += s * (part[r][c] - z * (c & 1 ? total.y : total.x));
+                    const float s = of_half(now[r].s[0] >> 16 * (c >> 1)), z = ZEROS ? of_half(now[r].s[1] >> 16 * (c >> 1)) : CENTER;
+                    const float unit = BF16 ? 1 : 1 << 24, sum = part[r][0][c] * unit + part[r][1][c] * (unit / (1 << UP));
+                    acc[r][c] += s * (sum - (BF16 ? offset[c] : 0) - z * total[c]);
                 }
 #endif
         }
@@ -641,7 +669,7 @@ wide(Weight W, const u16* x, float* parts, int B, int slots) {
             const int first = (code_block * WARPS + warp) * R;
 #pragma unroll
             for (int r = 0; r < R; ++r)  // beyond the last tile: nobody's
-                fetch(ring + (code_at * R + r) * RECORD, W, min(first + r, W.tiles - 1), code_piece, lane);
+                fetch(ring + (code_at * R + r) * RECORD, W, min(first + r, W.tiles - 1) * P + code_piece, min(first + r, W.tiles - 1), code_piece, lane);
             if (++code_piece == P) code_piece = 0, ++code_block;
         } else if (SPARSE && lane < R)
             *(uint2*)(ring + (code_at * R + lane + 1) * RECORD - 8) = {0, 0};
@@ -717,7 +745,7 @@ wide(Weight W, const u16* x, float* parts, int B, int slots) {
         __syncwarp();
 #endif
 #pragma unroll
-        for (int r = 0; r < R; ++r) decode<false>(fragments[0][r], now[r], 0, table, more + r * SPREAD, lane, W, next[r]);
+        for (int r = 0; r < R; ++r) decode(fragments[0][r], now[r], 0, table, more + r * SPREAD, lane, W, next[r]);
 #if WGMMA
         products_done<0>();
         asm volatile("fence.proxy.async.shared::cta;" ::: "memory");  // copies were ordinary writes
@@ -741,7 +769,7 @@ wide(Weight W, const u16* x, float* parts, int B, int slots) {
 #endif
             if (j < 3)
 #pragma unroll
-                for (int r = 0; r < R; ++r) decode<false>(fragments[j + 1 & 1][r], now[r], j + 1, table, more + r * SPREAD, lane, W, next[r]);
+                for (int r = 0; r < R; ++r) decode(fragments[j + 1 & 1][r], now[r], j + 1, table, more + r * SPREAD, lane, W, next[r]);
 #if !WGMMA
             const u16* rows = (const u16*)stage + g * ROW;
 #pragma unroll
@@ -822,7 +850,7 @@ dense(Weight W, u16* out, const u16* row_scale, int N) {
     char* more = table + TABLE_BYTES + WARPS * (2 * RECORD) + warp * SPREAD;
     int ahead = blockIdx.x * WARPS + warp, place = 0;
     auto fetch_next = [&] {
-        if (ahead < all) fetch(ring + place * RECORD, W, ahead / W.pieces, ahead % W.pieces, lane);
+        if (ahead < all) fetch(ring + place * RECORD, W, ahead, ahead / W.pieces, ahead % W.pieces, lane);
         commit();
         ahead += step, place ^= 1;
     };
@@ -854,7 +882,7 @@ dense(Weight W, u16* out, const u16* row_scale, int N) {
 #pragma unroll
         for (int j = 0; j < 4; ++j) {
             u32 a[2][4];
-            decode<false>(a, p, j, table, more, lane, W, next);
+            decode(a, p, j, table, more, lane, W, next);
 #pragma unroll
             for (int second = 0; second < 2; ++second) {
                 const int o = tile * 16 + output_of(g, second);

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -97,15 +98,14 @@ def codes_of_lanes(packed: Packed, layout: Layout) -> Tensor:
     """(tiles, pieces, 32, 64) codes, in the order j, m, pair, [first, second], [low, high], as `decode` takes them."""
     w = lane_words(packed, layout)
     if layout.kind == 0:
-        codes = []
-        for i in range(32):
-            if layout.bits == 3 and i >= 30:
-                parts = [w[..., 3 * (i - 30) + k] >> 15 & 0x10001 for k in range(3)]
-                pair = parts[0] | parts[1] << 1 | parts[2] << 2
+        codes, mask, per = [], (1 << layout.bits) - 1, 16 // layout.bits
+        for q, c in itertools.product(range(8), range(4)):
+            if layout.bits == 3:
+                byte = w[..., 4 + c // 2] >> 8 * (c % 2)
+                last = byte >> 6 & 0x30003 | (w[..., c] >> 15 & 0x10001) << 2
+                pair = w[..., c] >> 3 * q if q < 5 else (byte >> 3, byte, last)[q - 5]
             else:
-                per = 16 // layout.bits
-                pair = w[..., i // per] >> i % per * layout.bits
-            mask = (1 << layout.bits) - 1
+                pair = w[..., q // per * 4 + c] >> q % per * layout.bits
             codes += [pair & mask, pair >> 16 & mask]
         return torch.stack(codes, -1)
     raise AssertionError("a grid")
