@@ -307,13 +307,12 @@ class Knobs:
 def knobs(layout: Layout, B: int, card: Card) -> Knobs:
     """For so many tokens."""
     if B <= NARROW:
-        warps = 16 if layout.bits > 4 or layout.sparse else 32  # as many as registers allow
-        turns = -(-layout.tiles // card.cores)  # tiles of a multiprocessor: one team each, if there are enough
-        team = max(4, min(warps, 32 // (1 << (turns - 1).bit_length())))
-        return Knobs(warps, 8, team, tiles=1 if layout.sparse else 2)
-    if layout.sparse:
-        return Knobs(8, 4, tiles=2, wgmma=card.wgmma)
-    return Knobs(8, 4, tiles=3, wgmma=card.wgmma)
+        tiles = 1 if layout.sparse else 2
+        turns = -(-layout.tiles // (card.cores * tiles))  # of a multiprocessor: one team each, if there are enough
+        return Knobs(16, 4 if layout.sparse else 2, max(4, 16 // (1 << (turns - 1).bit_length())), tiles)
+    if B > 16 or layout.sparse:
+        return Knobs(16, 4, tiles=1, wgmma=card.wgmma)
+    return Knobs(8, 4, tiles=3)
 
 
 @dataclass(frozen=True)
@@ -409,7 +408,8 @@ def narrow_launch(layout: Layout, B: int, bf16: bool, k: Knobs, room: int) -> La
 
 def wide_launch(layout: Layout, B: int, bf16: bool, k: Knobs, room: int) -> Launch:
     """Of `wide` and `finish`."""
-    fan, least = next(n for n in (2, 4, 8) if n * 8 >= B), 2 + layout.sparse
+    room -= 128  # barriers
+    fan, least = next(n for n in (2, 4, 8) if n * 8 >= B), 2 + max(layout.sparse, k.wgmma)
     skew = 16 if KINDS[layout.kind] == "trellis" else 32
     stage = 16 * (fan * 128 + 16) if k.wgmma else 2 * (PIECE + skew) * fan * 8
 

@@ -616,10 +616,11 @@ narrow(Weight W, const u16* x, void* y, const u16* row_scale, const u16* bias, i
 #endif
 
 #if WGMMA
-// 16 inputs of FAN tokens, (8 tokens, 8 inputs) at a time in 128 bytes: no swizzle, inputs first.
-__device__ __forceinline__ unsigned long long matrix(const char* from) {
-    const unsigned long long at = __cvta_generic_to_shared(from);
-    return at >> 4 | (unsigned long long)(CHUNK >> 4) << 16 | (unsigned long long)(128 >> 4) << 32;
+// What wgmma must know of 16 inputs of FAN tokens, (8 tokens, 8 inputs) at a time in 128 bytes: no swizzle, inputs first.
+__device__ __forceinline__ unsigned long long matrix(u32 shared) {
+    unsigned long long d;
+    asm("mov.b64 %0, {%1, %2};" : "=l"(d) : "r"(shared >> 4 | (CHUNK >> 4) << 16), "n"(128 >> 4));
+    return d;
 }
 #if BF16
 #define OF "f32.bf16.bf16 "
@@ -648,10 +649,20 @@ template <int LEFT>
 __device__ __forceinline__ void products_done() {
     asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(LEFT) : "memory");
 }
+// Barriers in shared memory: nobody waits for the slowest warp of a piece, only for that of two pieces ago.
+__device__ __forceinline__ void barrier_init(u32 at, int count) { asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(at), "r"(count) : "memory"); }
+__device__ __forceinline__ void barrier_arrive(u32 at) { asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(at) : "memory"); }
+__device__ __forceinline__ void barrier_arrive_when_copied(u32 at) { asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" ::"r"(at) : "memory"); }
+__device__ __forceinline__ void barrier_wait(u32 at, u32 parity) {
+    u32 done;
+    do asm volatile("{.reg .pred p; mbarrier.try_wait.parity.shared::cta.b64 p, [%1], %2; selp.u32 %0, 1, 0, p;}" : "=r"(done) : "r"(at), "r"(parity) : "memory");
+    while (!done);
+}
 #endif
 
 // FAN tokens: the pieces of all blocks of outputs, in one row, are cut into equal shares, one a block. Sums of a share go
 // to parts[(block of outputs * slots + share's place among those of it)][token][output]; `finish` adds them in order.
+// A warp fetches its own codes and a part of the inputs, DEPTH - 1 pieces ahead, or with WGMMA one less, so that warps may drift.
 extern "C" __global__ void __launch_bounds__(WARPS * 32, 1)
 wide(Weight W, const u16* x, float* parts, int B, int slots) {
     extern __shared__ uint4 room[];
@@ -663,151 +674,187 @@ wide(Weight W, const u16* x, float* parts, int B, int slots) {
     const int P = W.pieces, D = P * 128, blocks = (W.tiles + WARPS * R - 1) / (WARPS * R), all = blocks * P;
     const int begin = blockIdx.x * (u32)all / gridDim.x, end = (blockIdx.x + 1) * (u32)all / gridDim.x;  // below 2^32: `wide`
 
-    int code_piece = begin % P, code_block = begin / P, code_at = 0, coded = begin;
+    int ahead_piece = begin % P, ahead_block = begin / P, ahead = begin, slot = 0;
     auto fetch_codes = [&] {
-        if (coded++ < end) {
-            const int first = (code_block * WARPS + warp) * R;
+        if (ahead < end) {
+            const int first = (ahead_block * WARPS + warp) * R;
 #pragma unroll
-            for (int r = 0; r < R; ++r)  // beyond the last tile: nobody's
-                fetch(ring + (code_at * R + r) * RECORD, W, min(first + r, W.tiles - 1) * P + code_piece, min(first + r, W.tiles - 1), code_piece, lane);
-            if (++code_piece == P) code_piece = 0, ++code_block;
-        } else if (SPARSE && lane < R)
-            *(uint2*)(ring + (code_at * R + lane + 1) * RECORD - 8) = {0, 0};
-        if (++code_at == DEPTH) code_at = 0;
-    };
-    int stage_piece = begin % P, stage_at = 0, staged = begin;
-    auto fetch_inputs = [&] {
-        if (staged++ < end) {
-            char* to = stages + stage_at * STAGE;
-#if WGMMA  // lanes own pairs of inputs, wherever their products have them
-#pragma unroll
-            for (int k = 0; k < FAN * 64; k += WARPS * 32) {
-                const int i = k + threadIdx.x, n = i >> 6, w = i & 63;
-                const int chunk = CHAINED ? w >> 3 << 1 | (w & 1) : w >> 4 << 2 | (w & 3), owner = CHAINED ? w >> 1 & 3 : w >> 2 & 3;
-                if (FAN * 64 - k >= WARPS * 32 || i < FAN * 64)
-                    copy<4>(to + chunk * CHUNK + n * 16 + owner * 4, x + (u32)(min(n, B - 1) * D + stage_piece * 128 + 2 * w), n < B);
+            for (int r = 0; r < R; ++r) {
+                const int tile = min(first + r, W.tiles - 1);  // beyond the last: nobody's
+                fetch(ring + (slot * R + r) * RECORD, W, tile * P + ahead_piece, tile, ahead_piece, lane);
             }
+        } else if (SPARSE && lane < R)
+            *(uint2*)(ring + (slot * R + lane + 1) * RECORD - 8) = {0, 0};
+    };
+#if WGMMA  // lanes own pairs of inputs, wherever their products have them
+    const int word = threadIdx.x & 63, token = threadIdx.x >> 6;
+    const int chunk = CHAINED ? word >> 3 << 1 | (word & 1) : word >> 4 << 2 | (word & 3), owner = CHAINED ? word >> 1 & 3 : word >> 2 & 3;
+    u32 from = token * D + 2 * word, to = chunk * CHUNK + token * 16 + owner * 4;
+    hold(from), hold(to);
+#endif
+    auto fetch_inputs = [&] {
+        char* stage = stages + slot * STAGE;
+#if WGMMA
+#pragma unroll
+        for (int k = 0; k < FAN * 64; k += WARPS * 32)
+            if (FAN * 64 - k >= WARPS * 32 || k + threadIdx.x < FAN * 64)
+                copy<4>(stage + to + k / 4, x + (from + ahead_piece * 128 + k / 64 * D), token + k / 64 < B);
 #else
 #pragma unroll
-            for (int k = 0; k < FAN * 16; k += WARPS * 32) {
-                const int i = k + threadIdx.x, n = i >> 4, from = (i & 15) * 8;
-                if (FAN * 16 - k >= WARPS * 32 || i < FAN * 16)
-                    copy<16>((u16*)to + n * ROW + from, x + (u32)(min(n, B - 1) * D + stage_piece * 128 + from), n < B);
-            }
-#endif
-            if (++stage_piece == P) stage_piece = 0;
-            if (++stage_at == DEPTH) stage_at = 0;
+        for (int k = 0; k < FAN * 16; k += WARPS * 32) {
+            const int i = k + threadIdx.x, n = i >> 4, at = (i & 15) * 8;
+            if (FAN * 16 - k >= WARPS * 32 || i < FAN * 16)
+                copy<16>((u16*)stage + n * ROW + at, x + (u32)(min(n, B - 1) * D + ahead_piece * 128 + at), n < B);
         }
-        commit();
+#endif
     };
-#pragma unroll
-    for (int s = 0; s < DEPTH - 1; ++s) fetch_codes();
+    auto step = [&] {
+        ++ahead;
+        if (++ahead_piece == P) ahead_piece = 0, ++ahead_block;
+        if (++slot == DEPTH) slot = 0;
+    };
+    const int lead = DEPTH - 1 - WGMMA;  // pieces fetched before the first is multiplied
+#if WGMMA
+    __shared__ unsigned long long barriers[2 * DEPTH];
+    const u32 full = __cvta_generic_to_shared(barriers), spent = full + 8 * DEPTH;
+    if (threadIdx.x < DEPTH) barrier_init(full + 8 * threadIdx.x, WARPS * 32), barrier_init(spent + 8 * threadIdx.x, WARPS);
+#endif
+    for (int s = 0; s < lead; ++s) fetch_codes(), step();
     fill(table, W);
     if (SPARSE)
 #pragma unroll
         for (int i = 0; i < R * SPREAD / 512; ++i) *(uint4*)(more + 512 * i + 16 * lane) = {};
+    ahead = begin, ahead_piece = begin % P, ahead_block = begin / P, slot = 0;
     previous_kernel();
-#pragma unroll
-    for (int s = 0; s < DEPTH - 1; ++s) fetch_inputs();  // the first group has all codes so far, too
-    __syncthreads();                                     // of the table
+    __syncthreads();  // of the table and the barriers
+    for (int s = 0; s < lead; ++s) {
+        if (ahead < end) fetch_inputs();
+#if WGMMA
+        barrier_arrive_when_copied(full + 8 * slot);
+#else
+        commit();  // the first group has all codes so far, too
+#endif
+        step();
+    }
 
-    int block = begin / P, piece = begin % P, at = 0;
+    int at = 0;
+    u32 turn = 0;  // how often the ring has been read, modulo 2
     float acc[R][NT][4] = {};
 #if SPARSE
     u32 outlier[R];  // the first of each lane, asked for a piece earlier
+#if WGMMA
+    barrier_wait(full, 0);
+#else
     arrived<DEPTH - 2>();
     __syncwarp();
+#endif
 #pragma unroll
     for (int r = 0; r < R; ++r) outlier[r] = ask(W, outliers_of(ring + r * RECORD), lane);
 #endif
-    for (int u = begin; u < end; ++u) {
-        const int first = (block * WARPS + warp) * R;
-        Piece now[R];
-        u32 next[R][2], fragments[2][R][2][4];  // of these 32 inputs and the next, whose look-ups run beneath the products
-        arrived<DEPTH - 2 - (SPARSE && DEPTH > 2)>();
-        __syncwarp();
+    for (int u = begin; u < end;) {
+        const int block = u / P, first = (block * WARPS + warp) * R, stop = min(end, (block + 1) * P);
+        for (; u < stop; ++u) {
+            const int piece = u - block * P, after = at + 1 == DEPTH ? 0 : at + 1;
+#if WGMMA
+            if (ahead - begin >= DEPTH) barrier_wait(spent + 8 * slot, (ahead - begin) / DEPTH + 1 & 1);
+            fetch_codes();
+            if (ahead < end) fetch_inputs();
+            barrier_arrive_when_copied(full + 8 * slot);
+            step();
+            barrier_wait(full + 8 * at, turn);
+            if (SPARSE) barrier_wait(full + 8 * after, turn ^ (after == 0));
+            if (SPARSE) __syncwarp();
+#else
+            arrived<DEPTH - 2 - (SPARSE && DEPTH > 2)>();
+            __syncwarp();
+#endif
+            Piece now[R];
+            u32 next[R][2], fragments[2][R][2][4];  // of these 32 inputs and the next, whose look-ups run beneath the products
 #pragma unroll
-        for (int r = 0; r < R; ++r) {
-            load(now[r], ring + (at * R + r) * RECORD, min(first + r, W.tiles - 1) * P + piece, lane);
+            for (int r = 0; r < R; ++r) {
+                load(now[r], ring + (at * R + r) * RECORD, min(first + r, W.tiles - 1) * P + piece, lane);
 #if KIND == TRELLIS
-            reach(now[r], lane, next[r]);
+                reach(now[r], lane, next[r]);
 #endif
-        }
-#if SPARSE
-        uint2 range[R];
-        u32 head[R];
-#pragma unroll
-        for (int r = 0; r < R; ++r) {
-            range[r] = outliers_of(ring + (at * R + r) * RECORD), head[r] = outlier[r];
-            outlier[r] = ask(W, outliers_of(ring + ((at + 1 == DEPTH ? 0 : at + 1) * R + r) * RECORD), lane);
-            spread(more + r * SPREAD, W, range[r], head[r], lane, true);
-        }
-        __syncwarp();
-#endif
-#pragma unroll
-        for (int r = 0; r < R; ++r) decode(fragments[0][r], now[r], 0, table, more + r * SPREAD, lane, W, next[r]);
-#if WGMMA
-        products_done<0>();
-        asm volatile("fence.proxy.async.shared::cta;" ::: "memory");  // copies were ordinary writes
-#endif
-        __syncthreads();  // of everybody's copies; and nobody reads the stage any more that is filled next
-        fetch_codes();
-        fetch_inputs();
-        const char* stage = stages + at * STAGE;
-        if (++at == DEPTH) at = 0;
-#pragma unroll
-        for (int j = 0; j < 4; ++j) {
-            auto& a = fragments[j & 1];
-#if WGMMA
-            products_begin();
-#pragma unroll
-            for (int m = 0; m < 2; ++m)
-#pragma unroll
-                for (int r = 0; r < R; ++r) warpgroup_mma(acc[r], a[r][m], matrix(stage + (4 * j + 2 * m) * CHUNK));
-            products_commit();
-            if (j) products_done<1>();
-#endif
-            if (j < 3)
-#pragma unroll
-                for (int r = 0; r < R; ++r) decode(fragments[j + 1 & 1][r], now[r], j + 1, table, more + r * SPREAD, lane, W, next[r]);
-#if !WGMMA
-            const u16* rows = (const u16*)stage + g * ROW;
-#pragma unroll
-            for (int n = 0; n < NT; n += 2) {  // two at a time: a sum's next product is not the next one
-                u32 b[2][4];
-                inputs(b[0], rows + n * 8 * ROW, j * 32, t);
-                inputs(b[1], rows + (n * 8 + 8) * ROW, j * 32, t);
-#pragma unroll
-                for (int i = 0; i < 4 * R; ++i) {
-                    const int m = i / (2 * R), k = i / R & 1, r = i % R;
-                    mma(acc[r][n + k], a[r][m], b[k][2 * m], b[k][2 * m + 1]);
-                }
             }
-#endif
-        }
 #if SPARSE
-        __syncwarp();
+            uint2 range[R];
+            u32 head[R];
 #pragma unroll
-        for (int r = 0; r < R; ++r) spread(more + r * SPREAD, W, range[r], head[r], lane, false);
-        __syncwarp();
+            for (int r = 0; r < R; ++r) {
+                range[r] = outliers_of(ring + (at * R + r) * RECORD), head[r] = outlier[r];
+                outlier[r] = ask(W, outliers_of(ring + (after * R + r) * RECORD), lane);
+                spread(more + r * SPREAD, W, range[r], head[r], lane, true);
+            }
+            __syncwarp();
 #endif
-        if (u + 1 == end || piece + 1 == P) {
+#pragma unroll
+            for (int r = 0; r < R; ++r) decode(fragments[0][r], now[r], 0, table, more + r * SPREAD, lane, W, next[r]);
 #if WGMMA
             products_done<0>();
+            if (u > begin && lane == 0) barrier_arrive(spent + 8 * (at == 0 ? DEPTH - 1 : at - 1));
+            asm volatile("fence.proxy.async.shared::cta;" ::: "memory");  // copies were ordinary writes
+            u32 inputs_at = __cvta_generic_to_shared(stages) + at * STAGE;
+            hold(inputs_at);
+#else
+            __syncthreads();  // of everybody's copies; and nobody reads the stage any more that is filled next
+            fetch_codes();
+            if (ahead < end) fetch_inputs();
+            commit();
+            step();
+            const u16* rows = (const u16*)(stages + at * STAGE) + g * ROW;
 #endif
-            const int share = ((u32)(block * P + 1) * gridDim.x - 1) / all;
-            float* part = parts + ((long long)block * slots + (int)blockIdx.x - share) * FAN * HEIGHT;
 #pragma unroll
-            for (int r = 0; r < R; ++r)
+            for (int j = 0; j < 4; ++j) {
+                auto& a = fragments[j & 1];
+#if WGMMA
+                products_begin();
 #pragma unroll
-                for (int n = 0; n < NT; ++n)
+                for (int m = 0; m < 2; ++m)
 #pragma unroll
-                    for (int c = 0; c < 4; ++c) {
-                        part[(n * 8 + 2 * t + (c & 1)) * HEIGHT + (warp * R + r) * 16 + output_of(g, c >> 1)] = acc[r][n][c];
-                        acc[r][n][c] = 0;
+                    for (int r = 0; r < R; ++r) warpgroup_mma(acc[r], a[r][m], matrix(inputs_at + (4 * j + 2 * m) * CHUNK));
+                products_commit();
+                if (j) products_done<1>();
+#endif
+                if (j < 3)
+#pragma unroll
+                    for (int r = 0; r < R; ++r) decode(fragments[j + 1 & 1][r], now[r], j + 1, table, more + r * SPREAD, lane, W, next[r]);
+#if !WGMMA
+#pragma unroll
+                for (int n = 0; n < NT; n += 2) {  // two at a time: a sum's next product is not the next one
+                    u32 b[2][4];
+                    inputs(b[0], rows + n * 8 * ROW, j * 32, t);
+                    inputs(b[1], rows + (n * 8 + 8) * ROW, j * 32, t);
+#pragma unroll
+                    for (int i = 0; i < 4 * R; ++i) {
+                        const int m = i / (2 * R), k = i / R & 1, r = i % R;
+                        mma(acc[r][n + k], a[r][m], b[k][2 * m], b[k][2 * m + 1]);
                     }
+                }
+#endif
+            }
+#if SPARSE
+            __syncwarp();
+#pragma unroll
+            for (int r = 0; r < R; ++r) spread(more + r * SPREAD, W, range[r], head[r], lane, false);
+            __syncwarp();
+#endif
+            at = after, turn ^= at == 0;
         }
-        if (++piece == P) piece = 0, ++block;
+#if WGMMA
+        products_done<0>();
+#endif
+        const int share = ((u32)(block * P + 1) * gridDim.x - 1) / all;
+        float* part = parts + ((long long)block * slots + (int)blockIdx.x - share) * FAN * HEIGHT;
+#pragma unroll
+        for (int r = 0; r < R; ++r)
+#pragma unroll
+            for (int n = 0; n < NT; ++n)
+#pragma unroll
+                for (int c = 0; c < 4; ++c) {
+                    part[(n * 8 + 2 * t + (c & 1)) * HEIGHT + (warp * R + r) * 16 + output_of(g, c >> 1)] = acc[r][n][c];
+                    acc[r][n][c] = 0;
+                }
     }
 }
 
