@@ -48,9 +48,18 @@ class Layout:
     scale: int = 0  # 0: of a row, 1: of parts of a piece, 2: two levels
     groups: int = 1  # parts of a piece that have their own scale
     zeros: int = 0
-    span: int = 1  # pieces that share a scale
-    rows: int = 1  # tiles that share a second-level scale
     sparse: int = 0
+
+    @property
+    def record(self) -> int:
+        """Bytes of a piece: RECORD of product.cu."""
+        scales = (0, self.groups * 32 * (1 + self.zeros), 192)[self.scale]
+        return 256 * self.bits + scales + 16 * self.sparse
+
+    @property
+    def pad(self) -> int:
+        """Bytes behind the records of a tile."""
+        return 16 * (KINDS[self.kind] == "trellis")
 
 
 @dataclass(frozen=True)
@@ -71,7 +80,7 @@ class Packed:
         return sum(t.numel() * t.element_size() for t in [*self.parts, *more] if t is not None)
 
 
-PARTS = ("codes", "scales", "second", "tail", "table", "starts", "outliers", "row_scale")
+PARTS = ("records", "table", "outliers", "row_scale")
 
 
 def usable(device: torch.device, dtype: torch.dtype = torch.float16) -> bool:
@@ -110,11 +119,18 @@ def pack(weight: QuantizedWeight) -> Packed | None:
     scaled = _pack_scales(weight, coded[0]) if coded else None
     if scaled is None:
         return None
-    layout, more = scaled
-    parts = dict.fromkeys(PARTS) | coded[1] | more
+    (layout, more), (_, codes, parts) = scaled, coded
     if weight.sparse is not None:
         layout = replace(layout, sparse=1)
-        parts |= _pack_outliers(weight.sparse, layout)
+        where, outliers = _pack_outliers(weight.sparse, layout)
+        more, parts = {**more, "outliers": where}, {**parts, "outliers": outliers}
+    row_scale, tail = more.pop("row_scale", None), parts.pop("tail", None)
+    records = torch.cat((codes, *more.values()), 2)  # (tiles, pieces, bytes)
+    assert records.shape[2] == layout.record
+    records = F.pad(records.flatten(1), (0, layout.pad))
+    if tail is not None:
+        records[:, -layout.pad] = tail
+    parts = dict.fromkeys(PARTS) | parts | {"records": records, "row_scale": row_scale}
     if any(t.numel() * t.element_size() >= 1 << 32 for t in parts.values() if t is not None):
         return None  # the kernels count bytes in 32 bits
     device = decode.codes.device
@@ -141,11 +157,10 @@ def _lanes(codes: Tensor, layout: Layout) -> Tensor:
 
 
 def _interleaved(words: Tensor) -> Tensor:
-    """(tiles, pieces, 32 lanes, words) int32 -> a buffer of 16 bytes a lane at a time, then the 8 that may be left."""
-    tiles, pieces, lanes, count = words.shape
-    most = count // 4 * 4
+    """(tiles, pieces, 32 lanes, words) int32 -> (tiles, pieces, bytes): 16 bytes a lane at a time, then the 8 that may be left."""
+    most = words.shape[3] // 4 * 4
     fours = words[..., :most].unflatten(-1, (-1, 4)).transpose(2, 3).flatten(2)  # (tiles, pieces, fours, lanes, 4)
-    return torch.cat((fours, words[..., most:].flatten(2)), 2).contiguous()
+    return torch.cat((fours, words[..., most:].flatten(2)), 2).contiguous().view(torch.uint8)
 
 
 def _words(parts: Tensor) -> Tensor:
@@ -153,7 +168,10 @@ def _words(parts: Tensor) -> Tensor:
     return parts.to(torch.uint8).contiguous().view(torch.int32)
 
 
-def _pack_grid(decode: Grid, layout: Layout) -> tuple[Layout, dict[str, Tensor]] | None:
+Coded = tuple[Layout, Tensor, dict[str, Tensor]]  # a layout, codes (tiles, pieces, bytes), other parts
+
+
+def _pack_grid(decode: Grid, layout: Layout) -> Coded | None:
     bits = decode.bits
     if bits not in (2, 3, 4, 8):
         return None
@@ -180,10 +198,10 @@ def _pack_grid(decode: Grid, layout: Layout) -> tuple[Layout, dict[str, Tensor]]
     words = halves[..., 0] | halves[..., 1] << 16
     zero = 2 ** (bits - 1) if decode.zero is None else 0
     made = replace(layout, kind=0, bits=bits, center=zero, zeros=int(decode.zero is not None))
-    return made, {"codes": _interleaved(words)}
+    return made, _interleaved(words), {}
 
 
-def _pack_additive(decode: Additive, layout: Layout) -> tuple[Layout, dict[str, Tensor]] | None:
+def _pack_additive(decode: Additive, layout: Layout) -> Coded | None:
     wide = decode.bits == 16 and decode.books == 1
     if decode.group != 8 or not (wide or (decode.bits == 8 and decode.books <= 8)):
         return None
@@ -193,10 +211,10 @@ def _pack_additive(decode: Additive, layout: Layout) -> tuple[Layout, dict[str, 
     lanes = _lanes(codes.repeat_interleave(8, 1), layout)[..., 0, :]  # (tiles, pieces, g, t, j, half, bytes)
     words = _words(lanes.reshape(layout.tiles, layout.pieces, 32, 8 * count))
     made = replace(layout, kind=1, bits=count, wide=int(wide))
-    return made, {"codes": _interleaved(words), "table": decode.words().detach().half()}
+    return made, _interleaved(words), {"table": decode.words().detach().half()}
 
 
-def _pack_trellis(decode: Trellis, layout: Layout) -> tuple[Layout, dict[str, Tensor]] | None:
+def _pack_trellis(decode: Trellis, layout: Layout) -> Coded | None:
     step, window = decode.step, decode.window
     if step not in (2, 3, 4) or not step <= window <= min(step + 8, 12 - step):
         return None
@@ -208,10 +226,10 @@ def _pack_trellis(decode: Trellis, layout: Layout) -> tuple[Layout, dict[str, Te
     if step == 3:  # the third bytes go behind
         lanes = torch.cat((lanes[..., :2].flatten(4), lanes[..., 2]), 4)
     words = _words(lanes.reshape(layout.tiles, layout.pieces, 32, 8 * step))
-    tail = codes[:, 32 * step * 8 :: 32 * step * 8].flatten()  # the first byte of the next piece
-    tail = F.pad(tail, (0, -len(tail) % 4))  # read as words
+    after = 32 * step * 8 * layout.pieces  # of all pieces: what the chain has behind them
+    tail = codes[:, after] if codes.shape[1] > after else codes[:, 0] * 0
     made = replace(layout, kind=2, bits=step, window=window)
-    return made, {"codes": _interleaved(words), "tail": tail, "table": decode.lut.detach()}
+    return made, _interleaved(words), {"tail": tail, "table": decode.lut.detach()}
 
 
 def _pack_scales(weight: QuantizedWeight, layout: Layout) -> tuple[Layout, dict[str, Tensor]] | None:
@@ -233,19 +251,17 @@ def _pack_scales(weight: QuantizedWeight, layout: Layout) -> tuple[Layout, dict[
     part = math.gcd(size, PIECE) if groups > 1 else PIECE
     if part < TILE:
         return None
-    span = size // PIECE if groups > 1 and part == PIECE else layout.pieces if groups == 1 else 1
-    count = layout.pieces // span * (PIECE // part)  # groups of a row as the kernels see them
-    tables = [values, *([] if zeros is None else [zeros])]
     chained = KINDS[layout.kind] == "trellis"
     order = [2 * g + s if chained else g + 8 * s for g in range(8) for s in range(2)]
+    at = torch.arange(0, layout.pieces * PIECE, part, device=values.device)  # a part of a piece: inputs of one scale
     made = []
-    for table in tables:
-        table = table.expand(-1, groups)
-        table = table if part == PIECE else table.repeat_interleave(size // part, 1)
-        table = F.pad(table, (0, count - table.shape[1], 0, layout.tiles * TILE - len(table))).half()
-        made.append(table.view(layout.tiles, TILE, count)[:, order].permute(0, 2, 1).unflatten(2, (8, 2)))
+    for table in [values, *([] if zeros is None else [zeros])]:
+        table = table.expand(-1, groups)[:, (at // size).clamp(max=groups - 1)]  # beyond D there is nothing
+        table = F.pad(table, (0, 0, 0, layout.tiles * TILE - len(table))).half()
+        made.append(table.view(layout.tiles, TILE, -1)[:, order].permute(0, 2, 1).unflatten(2, (8, 2)))
     entries = torch.stack(made, -2)  # (tiles, groups, g, [scale, zero], [first, second])
-    return replace(layout, scale=1, groups=PIECE // part, span=span), {"scales": entries.contiguous()}
+    entries = entries.reshape(layout.tiles, layout.pieces, -1).contiguous().view(torch.uint8)
+    return replace(layout, scale=1, groups=PIECE // part), {"scales": entries}
 
 
 def _two_levels(weight: QuantizedWeight, size: int) -> bool:
@@ -264,14 +280,15 @@ def _pack_two_levels(scale: TwoLevel, zero: TwoLevel, layout: Layout) -> tuple[L
     both = F.pad(both, (0, layout.pieces * 8 - scale.groups, 0, layout.tiles * TILE - scale.N)).to(torch.uint8)
     lanes = both.view(layout.tiles, 2, 8, layout.pieces, 4, 2).permute(0, 3, 2, 5, 4, 1)  # (..., g, t / 2, j, half)
     levels = torch.stack((scale.scale, scale.zero, zero.scale, zero.zero), -1).detach()  # (blocks, G, 4)
-    levels = F.pad(levels, (0, 0, 0, layout.pieces * 8 - scale.groups)).contiguous()
-    rows = layout.tiles if scale.rows >= scale.N else scale.rows // TILE
-    made = replace(layout, scale=2, groups=8, zeros=1, rows=rows)
-    return made, {"scales": lanes.contiguous(), "second": levels}
+    levels = F.pad(levels, (0, 0, 0, layout.pieces * 8 - scale.groups))
+    block = (torch.arange(layout.tiles, device=levels.device) * TILE // scale.rows).clamp(max=len(levels) - 1)
+    levels = levels[block].reshape(layout.tiles, layout.pieces, -1).contiguous().view(torch.uint8)
+    made = replace(layout, scale=2, groups=8, zeros=1)
+    return made, {"scales": lanes.reshape(layout.tiles, layout.pieces, -1), "levels": levels}
 
 
-def _pack_outliers(sparse: Sparse, layout: Layout) -> dict[str, Tensor]:
-    """Outliers by pieces: value << 16 | place, and where each piece's begin. place: among the halves of its fragments."""
+def _pack_outliers(sparse: Sparse, layout: Layout) -> tuple[Tensor, Tensor]:
+    """Where each piece's outliers begin and end, (tiles, pieces, 16) bytes; and they, value << 16 | place among its halves."""
     sparse.check()
     row = torch.arange(sparse.N, device=sparse.starts.device).repeat_interleave(sparse.starts.diff())
     column, r = sparse.columns.long(), row % TILE
@@ -282,9 +299,10 @@ def _pack_outliers(sparse: Sparse, layout: Layout) -> dict[str, Tensor]:
     quarter, e, two = column % PIECE // 32, column // 2 % 2, column % 2
     place = ((2 * quarter + m) * 32 + 4 * g + t) * 8 + (second + 2 * e) * 2 + two
     piece, order = (row // TILE * layout.pieces + column // PIECE).sort(stable=True)
-    counts = torch.bincount(piece, minlength=layout.tiles * layout.pieces)
+    ends = torch.bincount(piece, minlength=layout.tiles * layout.pieces).cumsum(0).int()
+    where = F.pad(torch.stack((F.pad(ends[:-1], (1, 0)), ends), -1), (0, 2))
     value = sparse.values.detach().view(torch.int16).int() << 16
-    return {"starts": F.pad(counts.cumsum(0), (1, 0)).int(), "outliers": (value | place.int())[order]}
+    return where.view(layout.tiles, layout.pieces, 4).view(torch.uint8), (value | place.int())[order]
 
 
 # --- launches ------------------------------------------------------------------------------------------------------
@@ -295,21 +313,22 @@ class Knobs:
     """Sizes of a launch: see product.cu. `knobs` has what measured best."""
 
     warps: int
-    depth: int  # pieces in flight, at most
+    depth: int  # pieces in flight, at most; in `narrow` runs of them
     team: int = 1  # warps that share a tile's pieces, in `narrow`
     tiles: int = 1  # of a warp at once
     inputs: int = 1
     most: int = COPIES
     wgmma: int = 0
-    blocks: int = 1  # of `narrow` that fit a multiprocessor, this launch's and the next one's
+    run: int = 1  # pieces that a warp of `narrow` takes together, at most
 
 
 def knobs(layout: Layout, B: int, card: Card) -> Knobs:
     """For so many tokens."""
     if B <= NARROW:
-        tiles = 1 if layout.sparse else 2
-        turns = -(-layout.tiles // (card.cores * tiles))  # of a multiprocessor: one team each, if there are enough
-        return Knobs(16, 4 if layout.sparse else 2, max(4, 16 // (1 << (turns - 1).bit_length())), tiles)
+        turns = -(-layout.tiles // card.cores)  # tiles of a multiprocessor
+        tiles = 2 if turns > 4 and not layout.sparse else 1
+        teams = min(4, 1 << (-(-turns // tiles) - 1).bit_length())
+        return Knobs(16, 2, 16 // teams, tiles, run=4)
     if B > 16 or layout.sparse:
         return Knobs(16, 4, tiles=1, wgmma=card.wgmma)
     return Knobs(8, 4, tiles=3)
@@ -342,18 +361,11 @@ def _table(layout: Layout, room: int) -> tuple[int, int]:
     return most, one * most
 
 
-def _record(layout: Layout) -> int:
-    """Bytes of a piece in shared memory: RECORD of product.cu."""
-    scales = (0, layout.groups * 32 * (1 + layout.zeros), 192)[layout.scale]
-    return 256 * layout.bits + scales + 16 * (KINDS[layout.kind] == "trellis" or layout.sparse)
-
-
 def _flags(layout: Layout, part: int, copies: int, bf16: bool, fan: int, k: Knobs) -> tuple[str, ...]:
     numbers = {
         "KIND": layout.kind, "BITS": layout.bits, "WINDOW": layout.window, "WIDE": layout.wide, "CENTER": layout.center,
         "SCALE": layout.scale, "GROUPS": layout.groups, "ZEROS": layout.zeros, "SPARSE": layout.sparse, "REP": copies,
-        "SPAN": layout.span, "ROWS": layout.rows,
-        "BF16": int(bf16), "NT": fan, "R": k.tiles, "WARPS": k.warps, "TEAM": k.team, "DEPTH": k.depth, "INPUTS": k.inputs, "BLOCKS": k.blocks,
+        "BF16": int(bf16), "NT": fan, "R": k.tiles, "WARPS": k.warps, "TEAM": k.team, "DEPTH": k.depth, "INPUTS": k.inputs, "RUN": k.run,
         "WGMMA": k.wgmma, "PART": part,
     }  # fmt: skip
     return tuple(f"-D{name}={number}" for name, number in numbers.items())
@@ -365,9 +377,8 @@ def _some(tensor: Tensor | None) -> Tensor | None:
 
 def _weight(layout: Layout, parts: list[Tensor]) -> bytes:
     """product.cu's struct Weight."""
-    pointers = (t.data_ptr() if t.numel() else 0 for t in parts[:7])
-    groups = layout.pieces * layout.groups // layout.span
-    return struct.pack("7Q4i", *pointers, layout.tiles, layout.pieces, groups, 0)
+    pointers = (t.data_ptr() if t.numel() else 0 for t in parts[:3])
+    return struct.pack("3Q2i", *pointers, layout.tiles, layout.pieces)
 
 
 @dataclass(frozen=True)
@@ -382,14 +393,20 @@ class Launch:
 
 def narrow_launch(layout: Layout, B: int, bf16: bool, k: Knobs, room: int) -> Launch:
     """Of `narrow` for B tokens, on a card whose blocks may have `room` bytes of shared memory."""
-    record, kept = _record(layout), B * (layout.pieces * PIECE + 32) * 2
-    room = (room + 1024) // k.blocks - 1024
+    kept = B * (layout.pieces * PIECE + 32) * 2
+
+    def run(k: Knobs) -> int:
+        """Bytes of the runs in flight, one of each warp, and of its barrier."""
+        return k.warps * (k.tiles * (k.run * layout.record + layout.pad) + 8)
 
     def least(k: Knobs) -> int:
-        """Bytes of sums, spread outliers and two pieces in flight."""
-        return k.warps * k.tiles * (B * 20 * 4 + 4096 * layout.sparse + 2 * record)
+        """Bytes of sums, spread outliers and two runs."""
+        return k.warps * k.tiles * (B * 20 * 4 + 4096 * layout.sparse) + 2 * run(k)
 
-    while least(k) + _table(layout, 0)[1] > room:
+    one = _table(layout, 0)[1]
+    while least(k) + one + k.inputs * kept > room and k.run > 1:
+        k = replace(k, run=k.run // 2)
+    while least(k) + one > room:
         k = replace(k, tiles=1) if k.tiles > 1 else replace(k, warps=k.warps // 2, team=min(k.team, k.warps // 2))
     left = room - least(k)
     copies, table = _table(layout, min(k.most, left))
@@ -399,11 +416,10 @@ def narrow_launch(layout: Layout, B: int, bf16: bool, k: Knobs, room: int) -> La
             copies, table = half
         else:
             k = replace(k, inputs=0)
-    left -= table + k.inputs * kept
-    more = min(k.depth - 2, left // (k.warps * k.tiles * record))
-    shared = least(k) + table + k.inputs * kept + more * k.warps * k.tiles * record
+    more = min(k.depth - 2, (left - table - k.inputs * kept) // run(k))
+    shared = least(k) + table + k.inputs * kept + more * run(k)
     k = replace(k, depth=2 + more)
-    return Launch(_flags(layout, 0, copies, bf16, 1, k), shared, 1, k)
+    return Launch(_flags(layout, 0, copies, bf16, 1, k), shared - 8 * k.warps * k.depth, 1, k)
 
 
 def wide_launch(layout: Layout, B: int, bf16: bool, k: Knobs, room: int) -> Launch:
@@ -415,7 +431,7 @@ def wide_launch(layout: Layout, B: int, bf16: bool, k: Knobs, room: int) -> Laun
 
     def sizes(k: Knobs) -> tuple[int, int]:
         """Bytes of a piece in flight, and of spread outliers."""
-        return stage + k.warps * k.tiles * _record(layout), k.warps * k.tiles * 4096 * layout.sparse
+        return stage + k.warps * k.tiles * (layout.record + layout.pad), k.warps * k.tiles * 4096 * layout.sparse
 
     while sum(sizes(k)) + (least - 1) * sizes(k)[0] + _table(layout, 0)[1] > room:
         k = replace(k, tiles=k.tiles - 1) if k.tiles > 1 else replace(k, warps=k.warps // 2)
@@ -434,7 +450,7 @@ def narrow(x: Tensor, parts: list[Tensor], layout: Layout, bias: Tensor | None, 
     B, card, device = len(x), _card(x.device.index), x.device.index
     how = narrow_launch(layout, B, x.dtype == torch.bfloat16, k, card.room)
     _kernel("product", device, "narrow", how.flags)(
-        min(card.cores, layout.tiles), how.knobs.warps * 32, how.shared, _weight(layout, parts), x, y, _some(parts[7]), bias,
+        min(card.cores, layout.tiles), how.knobs.warps * 32, how.shared, _weight(layout, parts), x, y, _some(parts[3]), bias,
         layout.N, B, int(y.dtype == torch.float32),
     )  # fmt: skip
 
@@ -453,7 +469,7 @@ def wide(x: Tensor, parts: list[Tensor], layout: Layout, bias: Tensor | None, y:
         shares, k.warps * 32, how.shared, _weight(layout, parts), x, sums, B, slots
     )
     _kernel("product", device, "finish", how.flags)(
-        -(-layout.tiles * 4 * B // 256), 256, 0, sums, y, _some(parts[7]), bias, layout.N, B, int(y.dtype == torch.float32),
+        -(-layout.tiles * 4 * B // 256), 256, 0, sums, y, _some(parts[3]), bias, layout.N, B, int(y.dtype == torch.float32),
         layout.tiles, layout.pieces, shares, slots,
     )  # fmt: skip
 
@@ -480,9 +496,9 @@ def _checked(x: Tensor, parts: list[Tensor], layout: Layout) -> None:
         raise CompressError(f"these inputs are {tuple(x.shape)}, the packed weight takes (B, {layout.pieces * PIECE})")
     if parts[0].device != x.device or not x.is_cuda:
         raise CompressError(f"the inputs are on {x.device} and the packed weight is on {parts[0].device}")
-    if parts[0].numel() != layout.tiles * layout.pieces * 64 * layout.bits:
+    if parts[0].numel() != layout.tiles * (layout.pieces * layout.record + layout.pad):
         raise CompressError(
-            f"{parts[0].numel()} words of codes are not those of {layout.tiles} by {layout.pieces} tiles"
+            f"{parts[0].numel()} bytes are not those of {layout.tiles} by {layout.pieces} pieces of a weight"
         )
 
 
@@ -517,10 +533,10 @@ def decoded(parts: list[Tensor], how: list[int], dtype: torch.dtype) -> Tensor:
     """(N, pieces * PIECE): the packed weight in the space of the codes, with its outliers."""
     layout, codes = _layout(how), parts[0]
     device, card, k = codes.device.index, _card(codes.device.index), Knobs(8, 2)
-    rings = k.warps * (2 * _record(layout) + 4096 * layout.sparse)
+    rings = k.warps * (2 * (layout.record + layout.pad) + 4096 * layout.sparse)
     copies, table = _table(layout, min(card.room - rings, 32 * 1024))
     out = torch.empty(layout.tiles * TILE, layout.pieces * PIECE, dtype=dtype, device=codes.device)
-    row_scale = _some(parts[7])
+    row_scale = _some(parts[3])
     launch = _kernel("product", device, "dense", _flags(layout, 2, copies, dtype == torch.bfloat16, 1, k))
     many = min(-(-layout.tiles * layout.pieces // k.warps), card.cores * 4)
     launch(

@@ -5,22 +5,22 @@
 //   WINDOW  of a trellis                       WIDE    1: one book of 2^16 words, left in global memory
 //   CENTER  a grid's zero where no table is    REP     copies of the table in shared memory
 //   SCALE   0: of a row. 1: of GROUPS parts of a piece, each of 16 inputs or more. 2: two levels, of 16 inputs
-//   SPAN    pieces of a scale group            ROWS    tiles of a second-level block
 //   ZEROS   1: the table holds zeros, too      BF16    of inputs and outputs; else fp16
 //   SPARSE  1: there are outliers              NT      eights of tokens
 //   WARPS   of a block, TEAM of a tile         R       tiles of a warp at once
-//   DEPTH   pieces in flight                   INPUTS  1: narrow keeps x in shared memory
-//   BLOCKS  of narrow on a multiprocessor: with 2 the next launch fetches its codes while this one computes
+//   DEPTH   pieces in flight; of narrow runs   RUN     pieces that a warp of narrow takes together
+//   INPUTS  1: narrow keeps x in shared memory
 //   WGMMA   1: Hopper's products of a warpgroup, inputs from shared memory (wide)
 //   PART    what to compile: 0 narrow, 1 wide and finish, 2 dense
 //
-// A tile is 16 outputs; a piece is 128 inputs of a tile, BITS * 8 bytes a lane. Its codes lie in the order in which lanes
+// A tile is 16 outputs; a piece is 128 inputs of a tile. All of a piece lies in a record: its codes, BITS * 8 bytes a lane; its
+// scales; where its outliers lie; the records of a tile one behind the other. Codes lie in the order in which lanes
 // feed m16n8k16 of the tensor cores: lane = 4 g + t holds outputs `first` and `second` (g and g + 8; 2g and 2g + 1 of a
 // trellis). Of 32 inputs it holds 8 t .. 8 t + 7; of a trellis 4 t .. 4 t + 3 of each 16. The order of inputs within a
 // product is free as long as x follows, so no lane ever passes a weight on. wgmma takes its left side alike.
 //
-// Pieces come by asynchronous copies into a ring of records in shared memory, of each warp its own: nothing waits for
-// another warp's codes, and what is on its way needs no registers. Where the driver lets a kernel begin while the one
+// Records come by asynchronous copies into a ring in shared memory, of each warp its own: nothing waits for another warp's
+// codes, and what is on its way needs no registers. Where the driver lets a kernel begin while the one
 // before it ends (Hopper), all that belongs to the weight is fetched first, and only then `previous_kernel` waited for.
 
 #define GRID 0
@@ -30,8 +30,11 @@
 #define CHAINED (KIND == TRELLIS)
 #define FAN (NT * 8)
 #define CONVERT (BF16 && !(CHAINED && SCALE == 0))  // weights become fp16 first: its sums and products are 8 times finer
-#define EXTRA (SCALE == 2 ? 192 : SCALE == 1 ? GROUPS * 32 * (1 + ZEROS) : 0)  // bytes of scales in a record
-#define RECORD (128 * WORDS + EXTRA + 16 * (CHAINED || SPARSE))               // then: the tail, and where outliers lie
+#define EXTRA (SCALE == 2 ? 192 : SCALE == 1 ? GROUPS * 32 * (1 + ZEROS) : 0)  // bytes of scales
+#define RECORD (128 * WORDS + EXTRA + 16 * SPARSE)
+#define PAD (16 * CHAINED)  // behind the records of a tile: the byte that follows the last piece
+#define THREADS (WARPS * 32)
+#define BULK (__CUDA_ARCH__ >= 900)
 #define PARTS (SCALE == 2 ? 4 : CHAINED || GROUPS < 4 ? GROUPS : 4)  // scales of a lane in a piece
 #define SCALE_WORDS (SCALE == 0 ? 0 : SCALE == 1 ? PARTS * (1 + ZEROS) : 10)
 #define ALL ~0u
@@ -158,37 +161,45 @@ __device__ __forceinline__ void previous_kernel() {
 #endif
 }
 
+__device__ __forceinline__ u32 shared_address(const void* p) { return __cvta_generic_to_shared(p); }
+
+#if BULK
+// Barriers in shared memory, which copies of many bytes by one lane, and warps, arrive at.
+__device__ __forceinline__ void barrier_init(u32 at, int count) { asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(at), "r"(count) : "memory"); }
+__device__ __forceinline__ void barriers_ready() { asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory"); }
+__device__ __forceinline__ void barrier_arrive(u32 at) { asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(at) : "memory"); }
+__device__ __forceinline__ void barrier_arrive(u32 at, int bytes) { asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(at), "r"(bytes) : "memory"); }
+__device__ __forceinline__ void barrier_arrive_when_copied(u32 at) { asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" ::"r"(at) : "memory"); }
+__device__ __forceinline__ void barrier_expect(u32 at, int bytes) { asm volatile("mbarrier.expect_tx.shared::cta.b64 [%0], %1;" ::"r"(at), "r"(bytes) : "memory"); }
+__device__ __forceinline__ void barrier_wait(u32 at, u32 parity) {
+    u32 done;
+    do asm volatile("{.reg .pred p; mbarrier.try_wait.parity.shared::cta.b64 p, [%1], %2; selp.u32 %0, 1, 0, p;}" : "=r"(done) : "r"(at), "r"(parity) : "memory");
+    while (!done);
+}
+__device__ __forceinline__ void bulk_copy(u32 to, const void* from, int bytes, u32 barrier) {
+    asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(to), "l"(from), "r"(bytes), "r"(barrier) : "memory");
+}
+#endif
+__device__ __forceinline__ void warp_copy(char* to, const char* from, int bytes, int lane) {
+    for (int i = 16 * lane; i < bytes; i += 512) copy<16>(to + i, from + i);
+}
+
 // A weight as it lies on the card, `Packed` in compress/cuda.py.
 struct Weight {
-    const char *codes, *scales, *second, *tail, *table;
-    const u32 *starts, *outliers;       // of pieces; value << 16 | place among the halves of a piece's fragments
-    int tiles, pieces, groups, unused;  // groups: scale groups of a tile
+    const char *records, *table;
+    const u32* outliers;  // value << 16 | place among the halves of a piece's fragments
+    int tiles, pieces;
 };
+__device__ __forceinline__ const char* record_of(const Weight& W, int tile, int piece) {  // offsets are below 2^32: `pack` sees to it
+    return W.records + (tile * (u32)(W.pieces * RECORD + PAD) + piece * (u32)RECORD);
+}
 
 // What a lane needs of a piece.
 struct Piece {
     u32 w[WORDS], s[SCALE_WORDS + CHAINED + 1];
 };
 
-// unit: tile * pieces + piece. All offsets are below 2^32: `pack` sees to it.
-__device__ __forceinline__ void fetch(char* record, const Weight& W, u32 unit, int tile, int piece, int lane) {
-    const char* codes = W.codes + (unit * (u32)(128 * WORDS) + 16 * lane);
-    char* to = record + 16 * lane;
-#pragma unroll
-    for (int i = 0; i < WORDS / 4; ++i) copy<16>(to + 512 * i, codes + 512 * i);
-    if (WORDS % 4) copy<8>(record + WORDS / 4 * 512 + 8 * lane, codes + (WORDS / 4 * 512 - 8 * lane));
-#if SCALE == 1
-    const u32 entries = SPAN == 1 ? unit * GROUPS : tile * W.groups + piece / SPAN;
-    if (lane < EXTRA / 16) copy<16>(to + 128 * WORDS, W.scales + (entries * (32 * (1 + ZEROS)) + 16 * lane));
-#elif SCALE == 2
-    const u32 level = ROWS == 1 ? unit : tile / ROWS * W.pieces + piece;
-    if (lane < 12) copy<16>(to + 128 * WORDS, lane < 8 ? W.scales + (unit * 128 + 16 * lane) : W.second + (level * 64 + 16 * lane - 128));
-#endif
-    if (CHAINED && lane == 0) copy<4>(record + RECORD - 16, W.tail + (unit & ~3u));
-    if (SPARSE && lane < 2) copy<4>(record + RECORD - 8 + 4 * lane, W.starts + unit + lane);
-}
-
-__device__ __forceinline__ void load(Piece& p, const char* record, u32 unit, int lane) {
+__device__ __forceinline__ void load(Piece& p, const char* record, int lane) {
 #pragma unroll
     for (int i = 0; i < WORDS / 4; ++i) *(uint4*)(p.w + 4 * i) = *(const uint4*)(record + 512 * i + 16 * lane);
     if (WORDS % 4) *(uint2*)(p.w + WORDS / 4 * 4) = *(const uint2*)(record + WORDS / 4 * 512 + 8 * lane);
@@ -206,17 +217,18 @@ __device__ __forceinline__ void load(Piece& p, const char* record, u32 unit, int
 #pragma unroll
     for (int i = 0; i < 4; ++i) *(uint2*)(p.s + 2 + 2 * i) = *(const uint2*)(more + 128 + (t >> 1) * 8 + 16 * i);
 #endif
-    if (CHAINED) p.s[SCALE_WORDS] = (unsigned char)record[RECORD - 16 + (unit & 3)];
+    if (CHAINED) p.s[SCALE_WORDS] = (unsigned char)record[RECORD];  // the chain goes on in the next piece
 }
 
 // Outliers of a piece are spread over 4 KB of zeros, in the order of its fragments, and taken away when it is decoded.
 #define SPREAD (SPARSE * 4096)
-__device__ __forceinline__ uint2 outliers_of(const char* record) { return *(const uint2*)(record + RECORD - 8); }
+__device__ __forceinline__ uint2 outliers_of(const char* record) { return *(const uint2*)(record + RECORD - 16); }
 __device__ __forceinline__ u32 ask(const Weight& W, uint2 range, int lane) {
     return range.x + lane < range.y ? __ldg(W.outliers + range.x + lane) : 0;
 }
 __device__ __forceinline__ void spread(char* more, const Weight& W, uint2 range, u32 first, int lane, bool set) {
     if (range.x + lane < range.y) *(u16*)(more + 2 * (first & 0xffff)) = set ? first >> 16 : 0;
+#pragma unroll 1
     for (u32 i = range.x + 32 + lane; i < range.y; i += 32) {
         const u32 next = __ldg(W.outliers + i);
         *(u16*)(more + 2 * (next & 0xffff)) = set ? next >> 16 : 0;
@@ -225,7 +237,9 @@ __device__ __forceinline__ void spread(char* more, const Weight& W, uint2 range,
 
 #if KIND == GRID
 #define TABLE_BYTES 0
-__device__ __forceinline__ void fill(char*, const Weight&) {}
+struct Table {};
+__device__ __forceinline__ void ask(Table&, const Weight&) {}
+__device__ __forceinline__ void fill(char*, const Table&) {}
 
 // fp16 bits of a whole number below 2048, or of 2^-r.
 __device__ __forceinline__ u32 whole(int v) {
@@ -270,15 +284,27 @@ __device__ __forceinline__ void raw(u32 a[2][4], const Piece& p, int j) {
 #if KIND == ADDITIVE
 #if WIDE
 #define TABLE_BYTES 0
-__device__ __forceinline__ void fill(char*, const Weight&) {}
+struct Table {};
+__device__ __forceinline__ void ask(Table&, const Weight&) {}
+__device__ __forceinline__ void fill(char*, const Table&) {}
 #else
 #define TABLE_BYTES (BITS * 256 * 16 * REP)
-// Word k of a book, 16 bytes, REP times: the eight lanes that shared memory serves at once find eight banks.
-__device__ __forceinline__ void fill(char* table, const Weight& W) {
-    for (int i = threadIdx.x; i < BITS * 256; i += blockDim.x) {
-        const uint4 word = __ldg((const uint4*)W.table + i);
+struct Table {
+    uint4 words[(BITS * 256 + THREADS - 1) / THREADS];
+};
+__device__ __forceinline__ void ask(Table& t, const Weight& W) {
 #pragma unroll
-        for (int k = 0; k < REP; ++k) *(uint4*)(table + (i * REP + (i + k) % REP) * 16) = word;  // lanes begin elsewhere
+    for (int k = 0; k < BITS * 256; k += THREADS)
+        if (k + threadIdx.x < BITS * 256) t.words[k / THREADS] = __ldg((const uint4*)W.table + k + threadIdx.x);
+}
+// Word i of the books, 16 bytes, REP times: the eight lanes that shared memory serves at once find eight banks.
+__device__ __forceinline__ void fill(char* table, const Table& t) {
+#pragma unroll
+    for (int at = 0; at < BITS * 256; at += THREADS) {
+        const int i = at + threadIdx.x;
+        if (i < BITS * 256)
+#pragma unroll
+            for (int k = 0; k < REP; ++k) *(uint4*)(table + (i * REP + (i + k) % REP) * 16) = t.words[at / THREADS];  // lanes begin elsewhere
     }
 }
 #endif
@@ -314,11 +340,24 @@ __device__ __forceinline__ void weights(u32 a[2][4], const Piece& p, int j, cons
 #if KIND == TRELLIS
 #define ENTRIES (1 << (WINDOW + BITS))
 #define TABLE_BYTES (ENTRIES * 4 * REP)
-// The pair of weights of every window + step bits, REP times: with 32 copies each lane has a bank of its own.
-__device__ __forceinline__ void fill(char* table, const Weight& W) {
+struct Table {
+    u32 pairs[(ENTRIES + THREADS - 1) / THREADS];
+};
+__device__ __forceinline__ void ask(Table& t, const Weight& W) {
     const u16* lut = (const u16*)W.table;
-    for (int i = threadIdx.x; i < ENTRIES; i += blockDim.x) {
-        u32 pair = lut[i & ((1 << WINDOW) - 1)] | (u32)lut[i >> BITS] << 16;
+#pragma unroll
+    for (int k = 0; k < ENTRIES; k += THREADS) {
+        const int i = k + threadIdx.x;
+        if (i < ENTRIES) t.pairs[k / THREADS] = lut[i & ((1 << WINDOW) - 1)] | (u32)lut[i >> BITS] << 16;
+    }
+}
+// The pair of weights of every window + step bits, REP times: with 32 copies each lane has a bank of its own.
+__device__ __forceinline__ void fill(char* table, const Table& t) {
+#pragma unroll
+    for (int at = 0; at < ENTRIES; at += THREADS) {
+        const int i = at + threadIdx.x;
+        if (i >= ENTRIES) break;
+        u32 pair = t.pairs[at / THREADS];
         if (BF16 && !CONVERT) pair = half_to_bf16(pair);  // a weight is one entry: rounded once, as a decoded weight is
         if (REP < 4)
             for (int k = 0; k < REP; ++k) ((u32*)table)[i * REP + k] = pair;
@@ -441,141 +480,174 @@ __device__ __forceinline__ void sum_of(float* c, u32 b0, u32 b1) {
 
 // Up to 8 tokens. Each block has a run of tiles; teams of warps take R of them at a time, the warps of a team their pieces.
 // y[n][o] = scale[o] * sum + bias. x: (B, pieces * 128). wide_out: y is fp32.
-extern "C" __global__ void __launch_bounds__(WARPS * 32, BLOCKS)
+extern "C" __global__ void __launch_bounds__(THREADS, 1)
 narrow(Weight W, const u16* x, void* y, const u16* row_scale, const u16* bias, int N, int B, int wide_out) {
     extern __shared__ uint4 room[];
     const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, g = lane >> 2, t = lane & 3, P = W.pieces, D = P * 128;
+    const int slot = R * (RUN * RECORD + PAD);  // bytes of a run of records
     char* table = (char*)room;
-    u32 ring = TABLE_BYTES + warp * (DEPTH * R * RECORD);  // offsets in `room`
-    hold(ring);
-    const u32 ring_end = ring + DEPTH * R * RECORD;
-    char* more = table + TABLE_BYTES + WARPS * (DEPTH * R * RECORD) + warp * (R * SPREAD);
-    float* sums = (float*)(table + TABLE_BYTES + WARPS * (R * (DEPTH * RECORD + SPREAD)));  // [WARPS][R][B][STRIDE]
+    char* ring = table + TABLE_BYTES + warp * (DEPTH * slot);
+    char* more = table + TABLE_BYTES + WARPS * (DEPTH * slot) + warp * (R * SPREAD);
+    float* sums = (float*)(table + TABLE_BYTES + WARPS * (DEPTH * slot + R * SPREAD));  // [WARPS][R][B][STRIDE]
     u16* kept = (u16*)(sums + WARPS * R * B * STRIDE);
     const int team = warp / TEAM, member = warp % TEAM, row = lane & 15;
     const int begin = (u32)W.tiles * blockIdx.x / gridDim.x, end = (u32)W.tiles * (blockIdx.x + 1) / gridDim.x;
+    const int each = (P + TEAM - 1) / TEAM, head = min(P, member * each), tail = min(P, head + each);  // a warp's pieces
 
-    int ahead_tile = begin + team * R, ahead_piece = member;
-    u32 ahead = ring, ahead_unit = ahead_tile * P + ahead_piece;
+    int ahead_tile = head < tail ? begin + team * R : end, ahead_piece = head, ahead = 0;
+#if BULK
+    __shared__ unsigned long long barriers[WARPS * DEPTH];
+    const u32 mine_full = shared_address(barriers) + warp * (DEPTH * 8);
+    if (lane < DEPTH) barrier_init(mine_full + 8 * lane, 1);
+    barriers_ready();
+    __syncwarp();
+#endif
     auto fetch_next = [&] {
+        if (ahead_tile < end) {
+            const int bytes = min(RUN, tail - ahead_piece) * RECORD + PAD;
+            const char* from = record_of(W, ahead_tile, ahead_piece);
+            char* to = ring + ahead * slot;
+#if BULK
+            if (lane == 0) {
+                const u32 barrier = mine_full + ahead * 8, there = shared_address(to);
+                barrier_arrive(barrier, bytes * min(R, end - ahead_tile));
 #pragma unroll
-        for (int r = 0; r < R; ++r) {
-            char* record = table + ahead + r * RECORD;
-            if (ahead_tile + r < end) fetch(record, W, ahead_unit + r * P, ahead_tile + r, ahead_piece, lane);
-            else if (SPARSE && lane == 0) *(uint2*)(record + RECORD - 8) = {0, 0};
+                for (int r = 0; r < R; ++r)
+                    if (ahead_tile + r < end) bulk_copy(there + r * (slot / R), from + r * (u32)(P * RECORD + PAD), bytes, barrier);
+            }
+#else
+#pragma unroll
+            for (int r = 0; r < R; ++r)
+                if (ahead_tile + r < end) warp_copy(to + r * (slot / R), from + r * (u32)(P * RECORD + PAD), bytes, lane);
+#endif
+            if ((ahead_piece += RUN) >= tail) ahead_piece = head, ahead_tile += TEAMS * R;
         }
         commit();
-        ahead_piece += TEAM, ahead_unit += TEAM;
-        if (ahead_piece >= P) ahead_piece = member, ahead_tile += TEAMS * R, ahead_unit = ahead_tile * P + member;
-        if (member >= P) ahead_tile = end;
-        if ((ahead += R * RECORD) == ring_end) ahead = ring;
+        if (++ahead == DEPTH) ahead = 0;
     };
-    if (member >= P) ahead_tile = end;
 #pragma unroll 1
     for (int d = 0; d < DEPTH; ++d) fetch_next();
-    fill(table, W);
+    Table words;
+    ask(words, W);
     if (SPARSE)
 #pragma unroll
         for (int i = 0; i < R * SPREAD / 512; ++i) *(uint4*)(more + 512 * i + 16 * lane) = {};
     previous_kernel();
     const int stride = INPUTS ? D + 32 : D;  // apart by half of the banks
+    uint4 eight = {};
+    if (INPUTS && threadIdx.x < D / 8) eight = ((const uint4*)x)[threadIdx.x];  // on its way while the table is filled
+    fill(table, words);
     if (INPUTS)
-        for (int n = 0; n < B; ++n)
-#pragma unroll 2
-            for (int i = threadIdx.x; i < D / 8; i += WARPS * 32) {
-                const uint4 eight = *((const uint4*)(x + (long long)n * D) + i);
-                char* to = (char*)(kept + n * stride) + (CHAINED ? (i & ~3) * 16 + (i & 1) * 32 + (i & 2) * 4 : i * 16);
-                if (CHAINED) *(uint2*)to = {eight.x, eight.y}, *(uint2*)(to + 16) = {eight.z, eight.w};  // a lane's 8 of 32 together
-                else *(uint4*)to = eight;
-            }
+        for (int i = threadIdx.x; i < B * (D / 8); i += THREADS) {
+            if (i >= THREADS || i >= D / 8) eight = ((const uint4*)x)[i];
+            const int n = i / (D / 8), at = i - n * (D / 8);
+            char* to = (char*)(kept + n * stride) + (CHAINED ? (at & ~3) * 16 + (at & 1) * 32 + (at & 2) * 4 : at * 16);
+            if (CHAINED) *(uint2*)to = {eight.x, eight.y}, *(uint2*)(to + 16) = {eight.z, eight.w};  // a lane's 8 of 32 together
+            else *(uint4*)to = eight;
+        }
     __syncthreads();
 
     const u16* mine = x + (long long)min(g, B - 1) * D;
     u32 kept_at = (char*)kept - table + (min(g, B - 1) * stride + 8 * t) * 2;
     hold(kept_at);
     const bool token = g < B;  // others are zeros: what is not read takes no time
-    u32 at = ring;
-#if SPARSE
-    u32 outlier[R];  // the first of each lane, asked for a piece earlier
-    arrived<DEPTH - 1>();
-    __syncwarp();
-#pragma unroll
-    for (int r = 0; r < R; ++r) outlier[r] = ask(W, outliers_of(table + ring + r * RECORD), lane);
-#endif
+    int at = 0;
+    u32 turn = 0;  // how often the ring has been read, modulo 2
     for (int tile = begin + team * R; tile < end; tile += TEAMS * R) {
         float acc[R][4] = {};
         u16 scale[R];
 #pragma unroll
         for (int r = 0; r < R; ++r) scale[r] = row_scale ? row_scale[min((tile + r) * 16 + row, N - 1)] : 0x3c00;  // asked for early
-        for (int piece = member; piece < P; piece += TEAM) {
-            arrived<DEPTH - 1 - SPARSE>();
-            __syncwarp();
-            Piece now[R];
-            u32 next[R][2];
-#pragma unroll
-            for (int r = 0; r < R; ++r) {
-                load(now[r], table + at + r * RECORD, (tile + r) * P + piece, lane);
-#if KIND == TRELLIS
-                reach(now[r], lane, next[r]);
-#endif
-            }
-            const u32 old = at;
-            if ((at += R * RECORD) == ring_end) at = ring;
-#if SPARSE
-            uint2 range[R];
-            u32 first[R];
-#pragma unroll
-            for (int r = 0; r < R; ++r) {
-                range[r] = outliers_of(table + old + r * RECORD), first[r] = outlier[r];
-                outlier[r] = ask(W, outliers_of(table + at + r * RECORD), lane);
-                spread(more + r * SPREAD, W, range[r], first[r], lane, true);
-            }
-#endif
-            __syncwarp();  // all have read the records, which are filled again
-            fetch_next();
-#if LATER
-            float part[R][2][4] = {}, total[4] = {}, offset[4] = {};  // of products m; of the inputs, once and times `raw`'s 128
-#endif
-#pragma unroll
-            for (int j = 0; j < 4; ++j) {
-                uint4 b = {};
-                if (token) {
-                    if (INPUTS) b = *(const uint4*)(table + kept_at + piece * 256 + j * 64);
-                    else inputs((u32*)&b, mine + piece * 128, j * 32, t);
-                }
-#if LATER
-                sum_of<0>(total, b.x, b.y), sum_of<0>(total, b.z, b.w);
-                if (BF16) sum_of<7>(offset, b.x, b.y), sum_of<7 - UP>(offset, b.z, b.w);
-#endif
-#pragma unroll
-                for (int r = 0; r < R; ++r) {
-                    u32 a[2][4];
-#if LATER
-                    raw(a, now[r], j);
-                    mma(part[r][0], a[0], b.x, b.y);
-                    mma(part[r][1], a[1], b.z, b.w);
+        for (int run = head; run < tail; run += RUN) {
+#if BULK
+            barrier_wait(mine_full + at * 8, turn);
 #else
-                    decode(a, now[r], j, table, more + r * SPREAD, lane, W, next[r]);
-                    mma(acc[r], a[0], b.x, b.y);
-                    mma(acc[r], a[1], b.z, b.w);
-#endif
-                }
-            }
-#if SPARSE
+            arrived<DEPTH - 1>();
             __syncwarp();
-#pragma unroll
-            for (int r = 0; r < R; ++r) spread(more + r * SPREAD, W, range[r], first[r], lane, false);
 #endif
-#if LATER
+            u32 record = ring - table + at * slot, here = kept_at + run * 256;
+            hold(record), hold(here);
+#if SPARSE
+            u32 outlier[R][RUN];  // the first of each lane
 #pragma unroll
             for (int r = 0; r < R; ++r)
 #pragma unroll
-                for (int c = 0; c < 4; ++c) {
-                    const float s = of_half(now[r].s[0] >> 16 * (c >> 1)), z = ZEROS ? of_half(now[r].s[1] >> 16 * (c >> 1)) : CENTER;
-                    const float unit = BF16 ? 1 : 1 << 24, sum = part[r][0][c] * unit + part[r][1][c] * (unit / (1 << UP));
-                    acc[r][c] += s * (sum - (BF16 ? offset[c] : 0) - z * total[c]);
-                }
+                for (int i = 0; i < RUN; ++i)
+                    if (run + i < tail && tile + r < end) outlier[r][i] = ask(W, outliers_of(table + record + r * (slot / R) + i * RECORD), lane);
+#pragma unroll
+#else
+#pragma unroll 1
 #endif
+            for (int i = 0; i < RUN; ++i) {
+                const int piece = run + i;
+                if (piece >= tail) break;
+                Piece now[R];
+                u32 next[R][2];
+#pragma unroll
+                for (int r = 0; r < R; ++r) {
+                    load(now[r], table + record + r * (slot / R), lane);
+#if KIND == TRELLIS
+                    reach(now[r], lane, next[r]);
+#endif
+                }
+#if SPARSE
+                uint2 range[R];
+#pragma unroll
+                for (int r = 0; r < R; ++r) {
+                    range[r] = tile + r < end ? outliers_of(table + record + r * (slot / R)) : uint2{};
+                    spread(more + r * SPREAD, W, range[r], outlier[r][i], lane, true);
+                }
+                __syncwarp();
+#endif
+#if LATER
+                float part[R][2][4] = {}, total[4] = {}, offset[4] = {};  // of products m; of the inputs, once and times `raw`'s 128
+#endif
+#pragma unroll
+                for (int j = 0; j < 4; ++j) {
+                    uint4 b = {};
+                    if (token) {
+                        if (INPUTS) b = *(const uint4*)(table + here + j * 64);
+                        else inputs((u32*)&b, mine + piece * 128, j * 32, t);
+                    }
+#if LATER
+                    sum_of<0>(total, b.x, b.y), sum_of<0>(total, b.z, b.w);
+                    if (BF16) sum_of<7>(offset, b.x, b.y), sum_of<7 - UP>(offset, b.z, b.w);
+#endif
+#pragma unroll
+                    for (int r = 0; r < R; ++r) {
+                        u32 a[2][4];
+#if LATER
+                        raw(a, now[r], j);
+                        mma(part[r][0], a[0], b.x, b.y);
+                        mma(part[r][1], a[1], b.z, b.w);
+#else
+                        decode(a, now[r], j, table, more + r * SPREAD, lane, W, next[r]);
+                        mma(acc[r], a[0], b.x, b.y);
+                        mma(acc[r], a[1], b.z, b.w);
+#endif
+                    }
+                }
+#if SPARSE
+                __syncwarp();
+#pragma unroll
+                for (int r = 0; r < R; ++r) spread(more + r * SPREAD, W, range[r], outlier[r][i], lane, false);
+                __syncwarp();
+#endif
+#if LATER
+#pragma unroll
+                for (int r = 0; r < R; ++r)
+#pragma unroll
+                    for (int c = 0; c < 4; ++c) {
+                        const float s = of_half(now[r].s[0] >> 16 * (c >> 1)), z = ZEROS ? of_half(now[r].s[1] >> 16 * (c >> 1)) : CENTER;
+                        const float unit = BF16 ? 1 : 1 << 24, sum = part[r][0][c] * unit + part[r][1][c] * (unit / (1 << UP));
+                        acc[r][c] += s * (sum - (BF16 ? offset[c] : 0) - z * total[c]);
+                    }
+#endif
+                record += RECORD, here += 256;
+            }
+            __syncwarp();  // all have read the records, which are filled again
+            fetch_next();
+            if (++at == DEPTH) at = 0, turn ^= 1;
         }
         together(team);  // nobody reads the last sums any more
 #pragma unroll
@@ -649,42 +721,43 @@ template <int LEFT>
 __device__ __forceinline__ void products_done() {
     asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(LEFT) : "memory");
 }
-// Barriers in shared memory: nobody waits for the slowest warp of a piece, only for that of two pieces ago.
-__device__ __forceinline__ void barrier_init(u32 at, int count) { asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(at), "r"(count) : "memory"); }
-__device__ __forceinline__ void barrier_arrive(u32 at) { asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(at) : "memory"); }
-__device__ __forceinline__ void barrier_arrive_when_copied(u32 at) { asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" ::"r"(at) : "memory"); }
-__device__ __forceinline__ void barrier_wait(u32 at, u32 parity) {
-    u32 done;
-    do asm volatile("{.reg .pred p; mbarrier.try_wait.parity.shared::cta.b64 p, [%1], %2; selp.u32 %0, 1, 0, p;}" : "=r"(done) : "r"(at), "r"(parity) : "memory");
-    while (!done);
-}
 #endif
 
 // FAN tokens: the pieces of all blocks of outputs, in one row, are cut into equal shares, one a block. Sums of a share go
 // to parts[(block of outputs * slots + share's place among those of it)][token][output]; `finish` adds them in order.
 // A warp fetches its own codes and a part of the inputs, DEPTH - 1 pieces ahead, or with WGMMA one less, so that warps may drift.
-extern "C" __global__ void __launch_bounds__(WARPS * 32, 1)
+extern "C" __global__ void __launch_bounds__(THREADS, 1)
 wide(Weight W, const u16* x, float* parts, int B, int slots) {
     extern __shared__ uint4 room[];
     const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, g = lane >> 2, t = lane & 3;
     char* stages = (char*)room;  // [DEPTH], x of a piece
     char* table = stages + DEPTH * STAGE;
-    char* ring = table + TABLE_BYTES + warp * (DEPTH * R * RECORD);
-    char* more = table + TABLE_BYTES + WARPS * (DEPTH * R * RECORD) + warp * (R * SPREAD);
+    char* ring = table + TABLE_BYTES + warp * (DEPTH * R * (RECORD + PAD));
+    char* more = table + TABLE_BYTES + WARPS * (DEPTH * R * (RECORD + PAD)) + warp * (R * SPREAD);
     const int P = W.pieces, D = P * 128, blocks = (W.tiles + WARPS * R - 1) / (WARPS * R), all = blocks * P;
     const int begin = blockIdx.x * (u32)all / gridDim.x, end = (blockIdx.x + 1) * (u32)all / gridDim.x;  // below 2^32: `wide`
 
     int ahead_piece = begin % P, ahead_block = begin / P, ahead = begin, slot = 0;
+#if WGMMA
+    __shared__ unsigned long long barriers[2 * DEPTH];
+    const u32 full = shared_address(barriers), spent = full + 8 * DEPTH;
+    if (threadIdx.x < DEPTH) barrier_init(full + 8 * threadIdx.x, THREADS), barrier_init(spent + 8 * threadIdx.x, WARPS);
+    barriers_ready();
+    __syncthreads();
+#endif
     auto fetch_codes = [&] {
-        if (ahead < end) {
-            const int first = (ahead_block * WARPS + warp) * R;
+        if (ahead >= end) return;
+        const int first = (ahead_block * WARPS + warp) * R;
 #pragma unroll
-            for (int r = 0; r < R; ++r) {
-                const int tile = min(first + r, W.tiles - 1);  // beyond the last: nobody's
-                fetch(ring + (slot * R + r) * RECORD, W, tile * P + ahead_piece, tile, ahead_piece, lane);
-            }
-        } else if (SPARSE && lane < R)
-            *(uint2*)(ring + (slot * R + lane + 1) * RECORD - 8) = {0, 0};
+        for (int r = 0; r < R; ++r) {
+            const char* from = record_of(W, min(first + r, W.tiles - 1), ahead_piece);  // beyond the last: nobody's
+            char* to = ring + (slot * R + r) * (RECORD + PAD);
+#if WGMMA
+            if (lane == 0) barrier_expect(full + 8 * slot, RECORD + PAD), bulk_copy(shared_address(to), from, RECORD + PAD, full + 8 * slot);
+#else
+            warp_copy(to, from, RECORD + PAD, lane);
+#endif
+        }
     };
 #if WGMMA  // lanes own pairs of inputs, wherever their products have them
     const int word = threadIdx.x & 63, token = threadIdx.x >> 6;
@@ -696,14 +769,14 @@ wide(Weight W, const u16* x, float* parts, int B, int slots) {
         char* stage = stages + slot * STAGE;
 #if WGMMA
 #pragma unroll
-        for (int k = 0; k < FAN * 64; k += WARPS * 32)
-            if (FAN * 64 - k >= WARPS * 32 || k + threadIdx.x < FAN * 64)
+        for (int k = 0; k < FAN * 64; k += THREADS)
+            if (FAN * 64 - k >= THREADS || k + threadIdx.x < FAN * 64)
                 copy<4>(stage + to + k / 4, x + (from + ahead_piece * 128 + k / 64 * D), token + k / 64 < B);
 #else
 #pragma unroll
-        for (int k = 0; k < FAN * 16; k += WARPS * 32) {
+        for (int k = 0; k < FAN * 16; k += THREADS) {
             const int i = k + threadIdx.x, n = i >> 4, at = (i & 15) * 8;
-            if (FAN * 16 - k >= WARPS * 32 || i < FAN * 16)
+            if (FAN * 16 - k >= THREADS || i < FAN * 16)
                 copy<16>((u16*)stage + n * ROW + at, x + (u32)(min(n, B - 1) * D + ahead_piece * 128 + at), n < B);
         }
 #endif
@@ -714,13 +787,10 @@ wide(Weight W, const u16* x, float* parts, int B, int slots) {
         if (++slot == DEPTH) slot = 0;
     };
     const int lead = DEPTH - 1 - WGMMA;  // pieces fetched before the first is multiplied
-#if WGMMA
-    __shared__ unsigned long long barriers[2 * DEPTH];
-    const u32 full = __cvta_generic_to_shared(barriers), spent = full + 8 * DEPTH;
-    if (threadIdx.x < DEPTH) barrier_init(full + 8 * threadIdx.x, WARPS * 32), barrier_init(spent + 8 * threadIdx.x, WARPS);
-#endif
     for (int s = 0; s < lead; ++s) fetch_codes(), step();
-    fill(table, W);
+    Table words;
+    ask(words, W);
+    fill(table, words);
     if (SPARSE)
 #pragma unroll
         for (int i = 0; i < R * SPREAD / 512; ++i) *(uint4*)(more + 512 * i + 16 * lane) = {};
@@ -749,12 +819,12 @@ wide(Weight W, const u16* x, float* parts, int B, int slots) {
     __syncwarp();
 #endif
 #pragma unroll
-    for (int r = 0; r < R; ++r) outlier[r] = ask(W, outliers_of(ring + r * RECORD), lane);
+    for (int r = 0; r < R; ++r) outlier[r] = begin < end ? ask(W, outliers_of(ring + r * (RECORD + PAD)), lane) : 0;
 #endif
     for (int u = begin; u < end;) {
         const int block = u / P, first = (block * WARPS + warp) * R, stop = min(end, (block + 1) * P);
         for (; u < stop; ++u) {
-            const int piece = u - block * P, after = at + 1 == DEPTH ? 0 : at + 1;
+            const int after = at + 1 == DEPTH ? 0 : at + 1;
 #if WGMMA
             if (ahead - begin >= DEPTH) barrier_wait(spent + 8 * slot, (ahead - begin) / DEPTH + 1 & 1);
             fetch_codes();
@@ -763,7 +833,6 @@ wide(Weight W, const u16* x, float* parts, int B, int slots) {
             step();
             barrier_wait(full + 8 * at, turn);
             if (SPARSE) barrier_wait(full + 8 * after, turn ^ (after == 0));
-            if (SPARSE) __syncwarp();
 #else
             arrived<DEPTH - 2 - (SPARSE && DEPTH > 2)>();
             __syncwarp();
@@ -772,7 +841,7 @@ wide(Weight W, const u16* x, float* parts, int B, int slots) {
             u32 next[R][2], fragments[2][R][2][4];  // of these 32 inputs and the next, whose look-ups run beneath the products
 #pragma unroll
             for (int r = 0; r < R; ++r) {
-                load(now[r], ring + (at * R + r) * RECORD, min(first + r, W.tiles - 1) * P + piece, lane);
+                load(now[r], ring + (at * R + r) * (RECORD + PAD), lane);
 #if KIND == TRELLIS
                 reach(now[r], lane, next[r]);
 #endif
@@ -782,8 +851,8 @@ wide(Weight W, const u16* x, float* parts, int B, int slots) {
             u32 head[R];
 #pragma unroll
             for (int r = 0; r < R; ++r) {
-                range[r] = outliers_of(ring + (at * R + r) * RECORD), head[r] = outlier[r];
-                outlier[r] = ask(W, outliers_of(ring + (after * R + r) * RECORD), lane);
+                range[r] = outliers_of(ring + (at * R + r) * (RECORD + PAD)), head[r] = outlier[r];
+                outlier[r] = u + 1 < end ? ask(W, outliers_of(ring + (after * R + r) * (RECORD + PAD)), lane) : 0;
                 spread(more + r * SPREAD, W, range[r], head[r], lane, true);
             }
             __syncwarp();
@@ -887,22 +956,24 @@ finish(const float* parts, void* y, const u16* row_scale, const u16* bias, int N
 
 #if PART == 2
 // The weight itself: (tiles * 16, pieces * 128), a warp a piece.
-extern "C" __global__ void __launch_bounds__(WARPS * 32)
+extern "C" __global__ void __launch_bounds__(THREADS)
 dense(Weight W, u16* out, const u16* row_scale, int N) {
     extern __shared__ uint4 room[];
     const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, g = lane >> 2, t = lane & 3;
     const int all = W.tiles * W.pieces, step = gridDim.x * WARPS;
     char* table = (char*)room;
-    char* ring = table + TABLE_BYTES + warp * (2 * RECORD);
-    char* more = table + TABLE_BYTES + WARPS * (2 * RECORD) + warp * SPREAD;
+    char* ring = table + TABLE_BYTES + warp * (2 * (RECORD + PAD));
+    char* more = table + TABLE_BYTES + WARPS * (2 * (RECORD + PAD)) + warp * SPREAD;
     int ahead = blockIdx.x * WARPS + warp, place = 0;
     auto fetch_next = [&] {
-        if (ahead < all) fetch(ring + place * RECORD, W, ahead, ahead / W.pieces, ahead % W.pieces, lane);
+        if (ahead < all) warp_copy(ring + place * (RECORD + PAD), record_of(W, ahead / W.pieces, ahead % W.pieces), RECORD + PAD, lane);
         commit();
         ahead += step, place ^= 1;
     };
     fetch_next();
-    fill(table, W);
+    Table words;
+    ask(words, W);
+    fill(table, words);
     if (SPARSE)
 #pragma unroll
         for (int i = 0; i < SPREAD / 512; ++i) *(uint4*)(more + 512 * i + 16 * lane) = {};
@@ -913,9 +984,9 @@ dense(Weight W, u16* out, const u16* row_scale, int N) {
         fetch_next();
         arrived<1>();
         __syncwarp();
-        const char* record = ring + place * RECORD;
+        const char* record = ring + place * (RECORD + PAD);
         Piece p;
-        load(p, record, u, lane);
+        load(p, record, lane);
         u32 next[2];
 #if KIND == TRELLIS
         reach(p, lane, next);

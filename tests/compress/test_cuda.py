@@ -85,9 +85,16 @@ NAMES = list(weights())
 # --- on any machine: what lies where ---
 
 
+def records(packed: Packed, layout: Layout) -> Tensor:
+    """(tiles, pieces, RECORD) uint8."""
+    tiles = packed.parts[0].view(layout.tiles, -1)
+    return tiles[:, : tiles.shape[1] - layout.pad].view(layout.tiles, layout.pieces, layout.record)
+
+
 def lane_words(packed: Packed, layout: Layout) -> Tensor:
     """(tiles, pieces, 32, words) int64: what each lane loads, as `load` of product.cu does."""
-    words, flat = 2 * layout.bits, packed.parts[0].view(layout.tiles, layout.pieces, -1)
+    words = 2 * layout.bits
+    flat = records(packed, layout)[..., : 128 * words].contiguous().view(torch.int32)
     most = words // 4 * 4
     fours = flat[..., : 32 * most].unflatten(2, (most // 4, 32, 4)).permute(0, 1, 3, 2, 4).flatten(3)
     rest = flat[..., 32 * most :].unflatten(2, (32, -1)) if words > most else flat.new_zeros(*fours.shape[:3], 0)
@@ -164,8 +171,8 @@ def test_a_trellis_lies_in_the_order_of_the_tensor_cores():
         chain = parts.permute(0, 1, 4, 3, 2, 5).reshape(layout.tiles, -1)
         codes = weight.decode.codes
         assert torch.equal(chain[:, : codes.shape[1]], codes[:, : chain.shape[1]])
-        following = F.pad(chain, (0, 1))[:, 256 * step :: 256 * step].flatten()
-        assert torch.equal(packed.parts[3][: len(following)], following) and len(packed.parts[3]) % 4 == 0
+        after = F.pad(codes, (0, chain.shape[1] + 1 - codes.shape[1]))[:, chain.shape[1]]
+        assert torch.equal(packed.parts[0].view(layout.tiles, -1)[:, -layout.pad], after)
 
 
 @pytest.mark.parametrize("name", [n for n in NAMES if n.startswith("grid") or n in ("gptq", "trellis, groups")])
@@ -174,10 +181,11 @@ def test_scales_and_zeros_lie_where_lanes_read_them(name: str):
     packed = cuda.pack(weight)
     layout = Layout(*packed.how)
     if layout.scale != 1:
-        assert packed.parts[1].numel() == 0
+        assert layout.scale == 0 and layout.record == 256 * layout.bits
         return
-    per = layout.pieces * layout.groups // layout.span
-    entries = packed.parts[1].view(layout.tiles, per, 8, 1 + layout.zeros, 2).float()
+    entries = records(packed, layout)[..., 256 * layout.bits :].contiguous().view(torch.float16)
+    entries = entries[..., : 16 * layout.groups * (1 + layout.zeros)].float()
+    entries = entries.reshape(layout.tiles, layout.pieces * layout.groups, 8, 1 + layout.zeros, 2)
     rows, _ = places(layout)
     for which, table in enumerate((weight.scale, getattr(weight.decode, "zero", None))[: 1 + layout.zeros]):
         values = table().detach()
@@ -185,7 +193,7 @@ def test_scales_and_zeros_lie_where_lanes_read_them(name: str):
         for n in range(0, weight.decode.N, 7):
             g, second = (rows == n % TILE).nonzero()[0].tolist()
             for d in range(0, weight.decode.D, 5):
-                group = d // (PIECE // layout.groups) // layout.span
+                group = d // (PIECE // layout.groups)
                 assert entries[n // TILE, group, g, which, second] == values[n, d]
 
 
@@ -194,12 +202,14 @@ def test_outliers_lie_by_pieces_where_fragments_have_their_weights(name: str):
     weight = weights()[name]
     packed = cuda.pack(weight)
     layout = Layout(*packed.how)
-    starts, outliers = packed.parts[5].long(), packed.parts[6].long() & 0xFFFFFFFF
-    assert starts[0] == 0 and starts[-1] == len(outliers) == len(weight.sparse.values)
+    where = records(packed, layout)[..., -16:].contiguous().view(torch.int32).flatten(0, 1)
+    outliers = packed.parts[2].long() & 0xFFFFFFFF
+    assert torch.equal(where[:-1, 1], where[1:, 0]) and where[0, 0] == 0
+    assert where[-1, 1] == len(outliers) == len(weight.sparse.values)
     rows, inputs = places(layout)
     whole = torch.zeros(layout.tiles * TILE, layout.pieces * PIECE)
     for piece in range(layout.tiles * layout.pieces):
-        for entry in outliers[starts[piece] : starts[piece + 1]].tolist():
+        for entry in outliers[where[piece, 0] : where[piece, 1]].tolist():
             place, value = entry & 0xFFFF, torch.tensor(entry >> 16).to(torch.uint16).view(torch.float16)
             chunk, lane, pair, two = place // 256, place // 8 % 32, place % 8 // 2, place % 2
             row = rows[lane // 4, pair % 2] + piece // layout.pieces * TILE
@@ -392,5 +402,5 @@ def test_what_does_not_fit_is_refused_before_a_launch():
             cuda.product(wrong, packed.parts, packed.how, None, False)
     with pytest.raises(CompressError, match="1060 inputs"):
         cuda.linear(packed, x)
-    with pytest.raises(CompressError, match="words of codes"):
+    with pytest.raises(CompressError, match="pieces of a weight"):
         cuda.product(x, [packed.parts[0][1:], *packed.parts[1:]], packed.how, None, False)
