@@ -57,6 +57,11 @@ class Layout:
         return 256 * self.bits + scales + 16 * self.sparse
 
     @property
+    def fine(self) -> bool:
+        """Whether a lane holds 16 inputs of 64: FINE of product.cu."""
+        return self.groups == 8 and KINDS[self.kind] != "trellis"
+
+    @property
     def pad(self) -> int:
         """Bytes behind the records of a tile."""
         return 16 * (KINDS[self.kind] == "trellis")
@@ -113,13 +118,16 @@ def pack(weight: QuantizedWeight) -> Packed | None:
     plain = transform.in_block == transform.out_block == 1 and transform.order is None
     if max(transform.in_block, transform.out_block) > LONGEST or (weight.sparse is not None and not plain):
         return None
-    layout = Layout(0, 0, N if transform.out_block == 1 else decode.N, tiles, pieces)
+    groups = _groups(weight)
+    if groups is None:
+        return None
+    layout = Layout(0, 0, N if transform.out_block == 1 else decode.N, tiles, pieces, groups=groups)
     packer = {Grid: _pack_grid, Additive: _pack_additive, Trellis: _pack_trellis}.get(type(decode))
     coded = packer(decode, layout) if packer else None
-    scaled = _pack_scales(weight, coded[0]) if coded else None
-    if scaled is None:
+    if coded is None:
         return None
-    (layout, more), (_, codes, parts) = scaled, coded
+    layout, codes, parts = coded
+    layout, more = _pack_scales(weight, layout)
     if weight.sparse is not None:
         layout = replace(layout, sparse=1)
         where, outliers = _pack_outliers(weight.sparse, layout)
@@ -152,6 +160,9 @@ def _lanes(codes: Tensor, layout: Layout) -> Tensor:
     """(N, D, ...) codes of a weight -> (tiles, pieces, g, t, j, half, 8, ...): see the head of product.cu."""
     short = [0, 0] * (codes.dim() - 2)
     padded = F.pad(codes, (*short, 0, layout.pieces * PIECE - codes.shape[1], 0, layout.tiles * TILE - codes.shape[0]))
+    if layout.fine:
+        lanes = padded.reshape(layout.tiles, 2, 8, layout.pieces, 2, 4, 2, 8, *codes.shape[2:])
+        return lanes.permute(0, 3, 2, 5, 4, 6, 1, 7, *range(8, lanes.dim())).flatten(4, 5)
     lanes = padded.reshape(layout.tiles, 2, 8, layout.pieces, 4, 4, 8, *codes.shape[2:])
     return lanes.permute(0, 3, 2, 5, 4, 1, 6, *range(7, lanes.dim()))
 
@@ -232,43 +243,47 @@ def _pack_trellis(decode: Trellis, layout: Layout) -> Coded | None:
     return made, _interleaved(words), {"tail": tail, "table": decode.lut.detach()}
 
 
-def _pack_scales(weight: QuantizedWeight, layout: Layout) -> tuple[Layout, dict[str, Tensor]] | None:
+def _tables(weight: QuantizedWeight) -> list[Tensor]:
+    """Values of the scale and zero tables that there are, (N', G) each."""
+    tables = weight.scale, getattr(weight.decode, "zero", None)
+    return [table().detach() for table in tables if table is not None]
+
+
+def _groups(weight: QuantizedWeight) -> int | None:
+    """Parts of a piece that have their own scale or zero; None if they are no parts of equal size, of 16 inputs or more."""
+    counts, D = {t.shape[1] for t in _tables(weight)} | {1}, weight.decode.D
+    most = max(counts)
+    part = PIECE if most == 1 else math.gcd(D // most, PIECE)
+    return None if counts - {1, most} or D % most or part < TILE else PIECE // part
+
+
+def _pack_scales(weight: QuantizedWeight, layout: Layout) -> tuple[Layout, dict[str, Tensor]]:
     """Scales and zeros: of rows, of groups, or of two levels as SpQR has them."""
-    scale, zero = weight.scale, getattr(weight.decode, "zero", None)
-    values = None if scale is None else scale().detach()  # (N', G)
-    if zero is None and weight.sparse is None and (values is None or values.shape[1] == 1):
-        return layout, {} if values is None else {"row_scale": values[:, 0].half()}
-    zeros = None if zero is None else zero().detach()
-    if values is None:  # outliers are added to weights with all of their scales
-        values = torch.ones(weight.decode.N, 1, device=weight.decode.codes.device)
-    counts = {t.shape[1] for t in (values, zeros) if t is not None}
-    groups, D = max(counts), weight.decode.D
-    if counts - {1, groups} or D % groups:
-        return None
-    size = D // groups
-    if _two_levels(weight, size):
+    tables, scale, zero = _tables(weight), weight.scale, getattr(weight.decode, "zero", None)
+    if zero is None and weight.sparse is None and (scale is None or tables[0].shape[1] == 1):
+        return layout, {} if scale is None else {"row_scale": tables[0][:, 0].half()}
+    if _two_levels(weight):
         return _pack_two_levels(scale, zero, layout)
-    part = math.gcd(size, PIECE) if groups > 1 else PIECE
-    if part < TILE:
-        return None
+    if scale is None:  # outliers are added to weights with all of their scales
+        tables = [torch.ones(weight.decode.N, 1, device=weight.decode.codes.device), *tables]
     chained = KINDS[layout.kind] == "trellis"
     order = [2 * g + s if chained else g + 8 * s for g in range(8) for s in range(2)]
-    at = torch.arange(0, layout.pieces * PIECE, part, device=values.device)  # a part of a piece: inputs of one scale
+    groups = max(table.shape[1] for table in tables)
+    at = torch.arange(layout.pieces * layout.groups, device=tables[0].device) * (PIECE // layout.groups)  # inputs
     made = []
-    for table in [values, *([] if zeros is None else [zeros])]:
-        table = table.expand(-1, groups)[:, (at // size).clamp(max=groups - 1)]  # beyond D there is nothing
+    for table in tables:
+        table = table.expand(-1, groups)[:, (at // (weight.decode.D // groups)).clamp(max=groups - 1)]
         table = F.pad(table, (0, 0, 0, layout.tiles * TILE - len(table))).half()
         made.append(table.view(layout.tiles, TILE, -1)[:, order].permute(0, 2, 1).unflatten(2, (8, 2)))
     entries = torch.stack(made, -2)  # (tiles, groups, g, [scale, zero], [first, second])
     entries = entries.reshape(layout.tiles, layout.pieces, -1).contiguous().view(torch.uint8)
-    return replace(layout, scale=1, groups=PIECE // part), {"scales": entries}
+    return replace(layout, scale=1), {"scales": entries}
 
 
-def _two_levels(weight: QuantizedWeight, size: int) -> bool:
+def _two_levels(weight: QuantizedWeight) -> bool:
     tables = weight.scale, getattr(weight.decode, "zero", None)
     return (
-        size == TILE
-        and all(isinstance(t, TwoLevel) and t.bits <= 4 for t in tables)
+        all(isinstance(t, TwoLevel) and t.bits <= 4 and weight.decode.D == TILE * t.groups for t in tables)
         and tables[0].rows == tables[1].rows
         and (tables[0].rows % TILE == 0 or tables[0].rows >= weight.decode.N)
     )
@@ -278,12 +293,14 @@ def _pack_two_levels(scale: TwoLevel, zero: TwoLevel, layout: Layout) -> tuple[L
     """A byte of both codes for each output and 16 inputs; halves (scale's scale, its zero, zero's scale, its zero)."""
     both = ops.unpack(scale.codes, scale.groups, scale.bits) | ops.unpack(zero.codes, zero.groups, zero.bits) << 4
     both = F.pad(both, (0, layout.pieces * 8 - scale.groups, 0, layout.tiles * TILE - scale.N)).to(torch.uint8)
-    lanes = both.view(layout.tiles, 2, 8, layout.pieces, 4, 2).permute(0, 3, 2, 5, 4, 1)  # (..., g, t / 2, j, half)
+    lanes = both.view(layout.tiles, 2, 8, layout.pieces, 2, 4).permute(
+        0, 3, 2, 5, 4, 1
+    )  # (..., g, t, half of 128, half)
     levels = torch.stack((scale.scale, scale.zero, zero.scale, zero.zero), -1).detach()  # (blocks, G, 4)
     levels = F.pad(levels, (0, 0, 0, layout.pieces * 8 - scale.groups))
     block = (torch.arange(layout.tiles, device=levels.device) * TILE // scale.rows).clamp(max=len(levels) - 1)
     levels = levels[block].reshape(layout.tiles, layout.pieces, -1).contiguous().view(torch.uint8)
-    made = replace(layout, scale=2, groups=8, zeros=1)
+    made = replace(layout, scale=2, zeros=1)
     return made, {"scales": lanes.reshape(layout.tiles, layout.pieces, -1), "levels": levels}
 
 
@@ -295,8 +312,10 @@ def _pack_outliers(sparse: Sparse, layout: Layout) -> tuple[Tensor, Tensor]:
     if KINDS[layout.kind] == "trellis":
         g, second, t, m = r // 2, r % 2, column % 16 // 4, column // 16 % 2
     else:
-        g, second, t, m = r % 8, r // 8, column % 32 // 8, column // 4 % 2
-    quarter, e, two = column % PIECE // 32, column // 2 % 2, column % 2
+        g, second, m = r % 8, r // 8, column // 4 % 2
+        t = column % 64 // 16 if layout.fine else column % 32 // 8
+    quarter = column % PIECE // 64 * 2 + column // 8 % 2 if layout.fine else column % PIECE // 32
+    e, two = column // 2 % 2, column % 2
     place = ((2 * quarter + m) * 32 + 4 * g + t) * 8 + (second + 2 * e) * 2 + two
     piece, order = (row // TILE * layout.pieces + column // PIECE).sort(stable=True)
     ends = torch.bincount(piece, minlength=layout.tiles * layout.pieces).cumsum(0).int()
@@ -322,6 +341,7 @@ class Knobs:
     run: int = 1  # pieces that a warp of `narrow` takes together, at most
 
 
+@lru_cache(maxsize=4096)
 def knobs(layout: Layout, B: int, card: Card) -> Knobs:
     """For so many tokens."""
     if B <= NARROW:
@@ -331,7 +351,16 @@ def knobs(layout: Layout, B: int, card: Card) -> Knobs:
         return Knobs(16, 2, 16 // teams, tiles, run=4)
     if B > 16 or layout.sparse:
         return Knobs(16, 4, tiles=1, wgmma=card.wgmma)
-    return Knobs(8, 4, tiles=3)
+    return {"grid": Knobs(16, 4, tiles=1), "additive": Knobs(8, 4, tiles=3), "trellis": Knobs(12, 4, tiles=2)}[
+        KINDS[layout.kind]
+    ]
+
+
+@lru_cache(maxsize=4096)
+def width(layout: Layout, card: Card) -> int:
+    """Tokens of a pass of `wide`: as many as its shared memory takes with four warps."""
+    fits = lambda B: wide_launch(layout, B, False, knobs(layout, B, card), card.room).knobs.warps >= 4  # noqa: E731
+    return next((B for B in (WIDE, WIDE // 2) if fits(B)), WIDE // 4)
 
 
 @dataclass(frozen=True)
@@ -391,6 +420,7 @@ class Launch:
     knobs: Knobs
 
 
+@lru_cache(maxsize=4096)
 def narrow_launch(layout: Layout, B: int, bf16: bool, k: Knobs, room: int) -> Launch:
     """Of `narrow` for B tokens, on a card whose blocks may have `room` bytes of shared memory."""
     kept = B * (layout.pieces * PIECE + 32) * 2
@@ -422,6 +452,7 @@ def narrow_launch(layout: Layout, B: int, bf16: bool, k: Knobs, room: int) -> La
     return Launch(_flags(layout, 0, copies, bf16, 1, k), shared - 8 * k.warps * k.depth, 1, k)
 
 
+@lru_cache(maxsize=4096)
 def wide_launch(layout: Layout, B: int, bf16: bool, k: Knobs, room: int) -> Launch:
     """Of `wide` and `finish`."""
     room -= 128  # barriers
@@ -433,7 +464,7 @@ def wide_launch(layout: Layout, B: int, bf16: bool, k: Knobs, room: int) -> Laun
         """Bytes of a piece in flight, and of spread outliers."""
         return stage + k.warps * k.tiles * (layout.record + layout.pad), k.warps * k.tiles * 4096 * layout.sparse
 
-    while sum(sizes(k)) + (least - 1) * sizes(k)[0] + _table(layout, 0)[1] > room:
+    while sum(sizes(k)) + (least - 1) * sizes(k)[0] + _table(layout, 0)[1] > room and k.warps > 1:
         k = replace(k, tiles=k.tiles - 1) if k.tiles > 1 else replace(k, warps=k.warps // 2)
     piece, spread = sizes(k)
     copies, table = _table(layout, min(k.most, room - spread - least * piece))
@@ -517,9 +548,10 @@ def product(x: Tensor, parts: list[Tensor], how: list[int], bias: Tensor | None,
         if B:
             narrow(x, parts, layout, bias, y, knobs(layout, B, card))
         return y
-    for at in range(0, B, WIDE):
-        some = x[at : at + WIDE]
-        wide(some, parts, layout, bias, y[at : at + WIDE], knobs(layout, len(some), card))
+    step = width(layout, card)
+    for at in range(0, B, step):
+        some = x[at : at + step]
+        wide(some, parts, layout, bias, y[at : at + step], knobs(layout, len(some), card))
     return y
 
 

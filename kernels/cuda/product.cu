@@ -16,7 +16,8 @@
 // A tile is 16 outputs; a piece is 128 inputs of a tile. All of a piece lies in a record: its codes, BITS * 8 bytes a lane; its
 // scales; where its outliers lie; the records of a tile one behind the other. Codes lie in the order in which lanes
 // feed m16n8k16 of the tensor cores: lane = 4 g + t holds outputs `first` and `second` (g and g + 8; 2g and 2g + 1 of a
-// trellis). Of 32 inputs it holds 8 t .. 8 t + 7; of a trellis 4 t .. 4 t + 3 of each 16. The order of inputs within a
+// trellis). Of 32 inputs it holds 8 t .. 8 t + 7; of a trellis 4 t .. 4 t + 3 of each 16; of groups of 16 (FINE) 16 t .. 16 t + 15
+// of 64, so that a scale serves two products of 32. The order of inputs within a
 // product is free as long as x follows, so no lane ever passes a weight on. wgmma takes its left side alike.
 //
 // Records come by asynchronous copies into a ring in shared memory, of each warp its own: nothing waits for another warp's
@@ -35,8 +36,9 @@
 #define PAD (16 * CHAINED)  // behind the records of a tile: the byte that follows the last piece
 #define THREADS (WARPS * 32)
 #define BULK (__CUDA_ARCH__ >= 900)
-#define PARTS (SCALE == 2 ? 4 : CHAINED || GROUPS < 4 ? GROUPS : 4)  // scales of a lane in a piece
-#define SCALE_WORDS (SCALE == 0 ? 0 : SCALE == 1 ? PARTS * (1 + ZEROS) : 10)
+#define FINE (GROUPS == 8 && !CHAINED)
+#define PARTS (FINE ? 2 : GROUPS)  // scales of a lane in a piece
+#define SCALE_WORDS (SCALE == 0 ? 0 : SCALE == 1 ? PARTS * (1 + ZEROS) : 5)
 #define ALL ~0u
 #define LOG(n) (n >= 32 ? 5 : n >= 16 ? 4 : n >= 8 ? 3 : n >= 4 ? 2 : n >= 2 ? 1 : 0)
 
@@ -208,14 +210,17 @@ __device__ __forceinline__ void load(Piece& p, const char* record, int lane) {
 #if SCALE == 1
 #pragma unroll
     for (int i = 0; i < PARTS; ++i) {
-        const char* entry = more + ((GROUPS == 8 && !CHAINED ? 2 * i + (t >> 1) : i) * 8 + g) * (4 + 4 * ZEROS);
+        const char* entry = more + ((FINE ? 4 * i + t : i) * 8 + g) * (4 + 4 * ZEROS);
         if (ZEROS) *(uint2*)(p.s + 2 * i) = *(const uint2*)entry;
         else p.s[i] = *(const u32*)entry;
     }
 #elif SCALE == 2
-    *(uint2*)p.s = *(const uint2*)(more + (g * 2 + (t >> 1)) * 8);
+    p.s[0] = *(const u32*)(more + 4 * lane);
 #pragma unroll
-    for (int i = 0; i < 4; ++i) *(uint2*)(p.s + 2 + 2 * i) = *(const uint2*)(more + 128 + (t >> 1) * 8 + 16 * i);
+    for (int i = 0; i < 2; ++i) {
+        const uint2 level = *(const uint2*)(more + 128 + 32 * i + 8 * t);
+        p.s[1 + 2 * i] = level.x, p.s[2 + 2 * i] = level.y;
+    }
 #endif
     if (CHAINED) p.s[SCALE_WORDS] = (unsigned char)record[RECORD];  // the chain goes on in the next piece
 }
@@ -410,9 +415,10 @@ __device__ __forceinline__ void scales(const Piece& p, int j, int m, u32 scale[2
         zero[0] = __byte_perm(z, z, 0x1010), zero[1] = __byte_perm(z, z, 0x3232);
     }
 #elif SCALE == 2
-    const float by = of_half(p.s[2 + 2 * j]), zero_by = of_half(p.s[3 + 2 * j]);
-    const float less = by * of_half(p.s[2 + 2 * j] >> 16), zero_less = zero_by * of_half(p.s[3 + 2 * j] >> 16);
-    const u32 codes = p.s[j >> 1] >> 16 * (j & 1);
+    const int i = j >> 1;
+    const float by = of_half(p.s[1 + 2 * i]), zero_by = of_half(p.s[2 + 2 * i]);
+    const float less = by * of_half(p.s[1 + 2 * i] >> 16), zero_less = zero_by * of_half(p.s[2 + 2 * i] >> 16);
+    const u32 codes = p.s[0] >> 16 * i;
 #pragma unroll
     for (int half = 0; half < 2; ++half) {  // or-ed to 2^23 a code is a number
         const float s = by * (__uint_as_float(0x4b000000 | (codes >> 8 * half & 15)) - 8388608.f) - less;
@@ -452,13 +458,15 @@ __device__ __forceinline__ void decode(u32 a[2][4], const Piece& p, int j, const
 
 __device__ __forceinline__ int output_of(int g, int second) { return CHAINED ? 2 * g + second : g + 8 * second; }
 
-// x of the 32 inputs at `at` for the token of this lane: the four words that two products take.
-__device__ __forceinline__ void inputs(u32 b[4], const u16* row, int at, int t) {
+// Where inputs of product j of 32 begin for lane t, beside those of other lanes.
+__device__ __forceinline__ constexpr int place_of(int j, int t) { return FINE ? (j >> 1) * 64 + 16 * t + 8 * (j & 1) : 32 * j + 8 * t; }
+// x of product j for the token of this lane: the four words that two products of 16 take. row: of a piece.
+__device__ __forceinline__ void inputs(u32 b[4], const u16* row, int j, int t) {
     if (CHAINED) {
-        *(uint2*)b = *(const uint2*)(row + at + 4 * t);
-        *(uint2*)(b + 2) = *(const uint2*)(row + at + 16 + 4 * t);
+        *(uint2*)b = *(const uint2*)(row + 32 * j + 4 * t);
+        *(uint2*)(b + 2) = *(const uint2*)(row + 32 * j + 16 + 4 * t);
     } else
-        *(uint4*)b = *(const uint4*)(row + at + 8 * t);
+        *(uint4*)b = *(const uint4*)(row + place_of(j, t));
 }
 
 #define SKEW (CHAINED ? 16 : 32)  // numbers between rows of x in shared memory, so that a warp's reads meet no bank twice
@@ -533,7 +541,7 @@ narrow(Weight W, const u16* x, void* y, const u16* row_scale, const u16* bias, i
 #pragma unroll
         for (int i = 0; i < R * SPREAD / 512; ++i) *(uint4*)(more + 512 * i + 16 * lane) = {};
     previous_kernel();
-    const int stride = INPUTS ? D + 32 : D;  // apart by half of the banks
+    const int stride = D + (FINE ? 8 : 32);  // so that eight lanes meet no bank twice
     uint4 eight = {};
     if (INPUTS && threadIdx.x < D / 8) eight = ((const uint4*)x)[threadIdx.x];  // on its way while the table is filled
     fill(table, words);
@@ -548,7 +556,7 @@ narrow(Weight W, const u16* x, void* y, const u16* row_scale, const u16* bias, i
     __syncthreads();
 
     const u16* mine = x + (long long)min(g, B - 1) * D;
-    u32 kept_at = (char*)kept - table + (min(g, B - 1) * stride + 8 * t) * 2;
+    u32 kept_at = (char*)kept - table + (min(g, B - 1) * stride + place_of(0, t)) * 2;
     hold(kept_at);
     const bool token = g < B;  // others are zeros: what is not read takes no time
     int at = 0;
@@ -606,8 +614,8 @@ narrow(Weight W, const u16* x, void* y, const u16* row_scale, const u16* bias, i
                 for (int j = 0; j < 4; ++j) {
                     uint4 b = {};
                     if (token) {
-                        if (INPUTS) b = *(const uint4*)(table + here + j * 64);
-                        else inputs((u32*)&b, mine + piece * 128, j * 32, t);
+                        if (INPUTS) b = *(const uint4*)(table + here + 2 * place_of(j, 0));
+                        else inputs((u32*)&b, mine + piece * 128, j, t);
                     }
 #if LATER
                     sum_of<0>(total, b.x, b.y), sum_of<0>(total, b.z, b.w);
@@ -761,7 +769,8 @@ wide(Weight W, const u16* x, float* parts, int B, int slots) {
     };
 #if WGMMA  // lanes own pairs of inputs, wherever their products have them
     const int word = threadIdx.x & 63, token = threadIdx.x >> 6;
-    const int chunk = CHAINED ? word >> 3 << 1 | (word & 1) : word >> 4 << 2 | (word & 3), owner = CHAINED ? word >> 1 & 3 : word >> 2 & 3;
+    const int chunk = CHAINED ? word >> 3 << 1 | (word & 1) : FINE ? word >> 5 << 3 | (word & 7) : word >> 4 << 2 | (word & 3);
+    const int owner = CHAINED ? word >> 1 & 3 : FINE ? word >> 3 & 3 : word >> 2 & 3;
     u32 from = token * D + 2 * word, to = chunk * CHUNK + token * 16 + owner * 4;
     hold(from), hold(to);
 #endif
@@ -892,8 +901,8 @@ wide(Weight W, const u16* x, float* parts, int B, int slots) {
 #pragma unroll
                 for (int n = 0; n < NT; n += 2) {  // two at a time: a sum's next product is not the next one
                     u32 b[2][4];
-                    inputs(b[0], rows + n * 8 * ROW, j * 32, t);
-                    inputs(b[1], rows + (n * 8 + 8) * ROW, j * 32, t);
+                    inputs(b[0], rows + n * 8 * ROW, j, t);
+                    inputs(b[1], rows + (n * 8 + 8) * ROW, j, t);
 #pragma unroll
                     for (int i = 0; i < 4 * R; ++i) {
                         const int m = i / (2 * R), k = i / R & 1, r = i % R;
@@ -1010,12 +1019,12 @@ dense(Weight W, u16* out, const u16* row_scale, int N) {
 #pragma unroll
                     for (int i = 0; i < 4; ++i) pair[i] = to_T(of_T(pair[i]) * scale) | (u32)to_T(of_T(pair[i] >> 16) * scale) << 16;
                 }
-                u16* row = out + (long long)o * (W.pieces * 128) + piece * 128 + j * 32;
+                u16* row = out + (long long)o * (W.pieces * 128) + piece * 128;
                 if (CHAINED) {
-                    *(uint2*)(row + 4 * t) = {pair[0], pair[1]};
-                    *(uint2*)(row + 16 + 4 * t) = {pair[2], pair[3]};
+                    *(uint2*)(row + 32 * j + 4 * t) = {pair[0], pair[1]};
+                    *(uint2*)(row + 32 * j + 16 + 4 * t) = {pair[2], pair[3]};
                 } else
-                    *(uint4*)(row + 8 * t) = {pair[0], pair[1], pair[2], pair[3]};
+                    *(uint4*)(row + place_of(j, t)) = {pair[0], pair[1], pair[2], pair[3]};
             }
         }
 #if SPARSE

@@ -125,12 +125,15 @@ def places(layout: Layout) -> tuple[Tensor, Tensor]:
     rows = 2 * g + second if chained else g + 8 * second
     t, i = torch.arange(4)[:, None], torch.arange(8)
     inputs = 4 * t + i % 4 + 16 * (i // 4) if chained else 8 * t + i
-    return rows, 32 * torch.arange(4)[:, None, None] + inputs  # (j, t, 8)
+    j = torch.arange(4)[:, None, None]
+    if layout.groups == 8 and not chained:  # 16 of 64 lie together
+        return rows, 64 * (j // 2) + 16 * t + 8 * (j % 2) + i
+    return rows, 32 * j + inputs  # (j, t, 8)
 
 
 def test_a_grid_lies_in_the_order_of_the_tensor_cores():
-    for bits in (2, 3, 4, 8):
-        weight = filled(QuantizedWeight((45, 339), Grid(45, 339, bits), Real(45, 1)))
+    for bits, group in itertools.product((2, 3, 4, 8), (1, 16)):
+        weight = filled(QuantizedWeight((45, 336), Grid(45, 336, bits), Real(45, 1 if group == 1 else 21)))
         packed = cuda.pack(weight)
         layout = Layout(*packed.how)
         codes = codes_of_lanes(packed, layout).view(layout.tiles, layout.pieces, 8, 4, 4, 2, 2, 2, 2)
@@ -141,7 +144,7 @@ def test_a_grid_lies_in_the_order_of_the_tensor_cores():
                 for second in range(2):
                     part = codes[:, :, g, t, :, :, :, second].flatten(4).flatten(2)  # j, m, e, two: 4 x 8
                     whole[:, rows[g, second], :, inputs[:, t].flatten()] = part
-        made = whole.view(layout.tiles * TILE, -1)[:45, :339]
+        made = whole.view(layout.tiles * TILE, -1)[:45, :336]
         assert torch.equal((made - layout.center).float(), weight.decode().detach())
 
 
@@ -249,10 +252,13 @@ def test_launches_fit_the_shared_memory_of_any_card(room: int):
             assert room == 64 * 1024, name  # `pack` leaves it to torch there
             continue
         for pieces in (1, 32, 224):
-            for B in range(1, 65):
+            how, card = replace(layout, pieces=pieces), Card(132, room, int(room > 200 * 1024))
+            most = cuda.width(how, card)
+            assert most == cuda.WIDE or room < 200 * 1024
+            for B in range(1, most + 1):
                 which = cuda.narrow_launch if B <= cuda.NARROW else cuda.wide_launch
-                k = cuda.knobs(layout, B, Card(132, room, int(room > 200 * 1024)))
-                assert which(replace(layout, pieces=pieces), B, False, k, room).shared <= room, (name, pieces, B)
+                launch = which(how, B, False, cuda.knobs(how, B, card), room)
+                assert launch.shared <= room and launch.knobs.warps >= 4, (name, pieces, B)
 
 
 class Compiler:
