@@ -272,21 +272,20 @@ def cell(row: dict) -> str:
 # --- a search for knobs ---
 
 
-def choices(B: int, layout: Layout) -> list[tuple[str, Knobs]]:
+def choices(B: int) -> list[tuple[str, Knobs]]:
     made = []
     if B <= cuda.NARROW:
-        for warps, team, depth, inputs in itertools.product((16, 32), (4, 8, 16, 32), (1, 2), (0, 1)):
-            if team <= warps:
-                made.append(("narrow", Knobs(warps, depth, team, 1, inputs)))
-    if B > 8:
-        for warps, depth, tiles in itertools.product((8, 12, 16), (3,), (1, 2, 3, 4)):
+        for warps, depth, tiles, run in itertools.product((8, 16, 24), (2, 3), (1, 2), (1, 2, 4, 8)):
+            made.append(("narrow", Knobs(warps, depth, tiles, run=run)))
+    else:
+        for warps, depth, tiles, wgmma in itertools.product((8, 12, 16), (3, 4, 5), (1, 2, 3), (0, 1)):
             if warps * tiles <= 32:
-                made.append(("wide", Knobs(warps, depth, 1, tiles)))
+                made.append(("wide", Knobs(warps, depth, tiles, wgmma=wgmma)))
     return made
 
 
-def plan(which: str, layout: Layout, B: int, k: Knobs, room: int) -> cuda.Launch:
-    return (cuda.narrow_launch if which == "narrow" else cuda.wide_launch)(layout, B, False, k, room)
+def plan(which: str, layout: Layout, B: int, k: Knobs) -> cuda.Launch:
+    return (cuda.narrow_launch if which == "narrow" else cuda.wide_launch)(layout, B, False, k, cuda._card(0))
 
 
 def _compile(job: tuple[tuple[str, ...], tuple[int, int]]) -> None:
@@ -303,15 +302,14 @@ def compile_all(wanted: set[tuple[str, ...]], capability: tuple[int, int]) -> No
 def sweep(args: argparse.Namespace) -> list[dict]:
     """Times of every choice of knobs, the best first."""
     rows, jobs = [], []
-    room = cuda._card(0).room
     for N, D in args.shapes:
         for name, make in chosen(kernels(N, D), args.only):
             packed = cuda.pack(filled(make()))
             layout = Layout(*packed.how)
             seen = {}
             for B in args.tokens:
-                for which, k in choices(B, layout):
-                    how = plan(which, layout, B, k, room)
+                for which, k in choices(B):
+                    how = plan(which, layout, B, k)
                     seen.setdefault((B, which, how.flags), k)
             jobs.append((name, N, D, packed, layout, seen))
     compile_all({key[2] for job in jobs for key in job[-1]}, torch.cuda.get_device_capability())
@@ -330,7 +328,7 @@ def sweep(args: argparse.Namespace) -> list[dict]:
             for us, which, k in sorted(found, key=lambda f: f[0]):
                 rows.append({"kernel": name, "shape": [N, D], "tokens": B, "us": us, "which": which, **vars(k)})
             for us, which, k in sorted(found, key=lambda f: f[0])[:4]:
-                print(f"{name:20s} {N}x{D} B={B:2d} {us:6.1f} {which} w{k.warps} team{k.team} d{k.depth} t{k.tiles} i{k.inputs} m{k.most >> 10}")  # fmt: skip
+                print(f"{name:20s} {N}x{D} B={B:2d} {us:6.1f} {which} warps {k.warps} depth {k.depth} tiles {k.tiles} run {k.run} wgmma {k.wgmma}")  # fmt: skip
         del copies
     return rows
 

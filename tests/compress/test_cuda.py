@@ -257,7 +257,7 @@ def test_launches_fit_the_shared_memory_of_any_card(room: int):
             assert most == cuda.WIDE or room < 200 * 1024
             for B in range(1, most + 1):
                 which = cuda.narrow_launch if B <= cuda.NARROW else cuda.wide_launch
-                launch = which(how, B, False, cuda.knobs(how, B, card), room)
+                launch = which(how, B, False, cuda.knobs(how, B, card), card)
                 assert launch.shared <= room and launch.knobs.warps >= 4, (name, pieces, B)
 
 
