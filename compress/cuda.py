@@ -333,6 +333,7 @@ class Knobs:
 
     warps: int
     depth: int  # pieces in flight, at most; in `narrow` runs of them
+    team: int = 1  # warps that share a tile's pieces, in `narrow`
     tiles: int = 1  # of a warp at once
     inputs: int = 1
     most: int = COPIES
@@ -344,7 +345,10 @@ class Knobs:
 def knobs(layout: Layout, B: int, card: Card) -> Knobs:
     """For so many tokens."""
     if B <= NARROW:
-        return Knobs(16, 2, tiles=1 if layout.sparse or layout.tiles <= 4 * card.cores else 2, run=4)
+        turns = -(-layout.tiles // card.cores)  # tiles of a multiprocessor
+        tiles = 2 if turns > 4 and not layout.sparse else 1
+        teams = min(4, 1 << (-(-turns // tiles) - 1).bit_length())
+        return Knobs(16, 2, 16 // teams, tiles, run=4)
     if B > 16 or layout.sparse:
         return Knobs(16, 4, tiles=1, wgmma=card.wgmma)
     return {"grid": Knobs(16, 4, tiles=1), "additive": Knobs(8, 4, tiles=3), "trellis": Knobs(12, 4, tiles=2)}[
@@ -355,7 +359,7 @@ def knobs(layout: Layout, B: int, card: Card) -> Knobs:
 @lru_cache(maxsize=4096)
 def width(layout: Layout, card: Card) -> int:
     """Tokens of a pass of `wide`: as many as its shared memory takes with four warps."""
-    fits = lambda B: wide_launch(layout, B, False, knobs(layout, B, card), card).knobs.warps >= 4  # noqa: E731
+    fits = lambda B: wide_launch(layout, B, False, knobs(layout, B, card), card.room).knobs.warps >= 4  # noqa: E731
     return next((B for B in (WIDE, WIDE // 2) if fits(B)), WIDE // 4)
 
 
@@ -390,7 +394,7 @@ def _flags(layout: Layout, part: int, copies: int, bf16: bool, fan: int, k: Knob
     numbers = {
         "KIND": layout.kind, "BITS": layout.bits, "WINDOW": layout.window, "WIDE": layout.wide, "CENTER": layout.center,
         "SCALE": layout.scale, "GROUPS": layout.groups, "ZEROS": layout.zeros, "SPARSE": layout.sparse, "REP": copies,
-        "BF16": int(bf16), "NT": fan, "R": k.tiles, "WARPS": k.warps, "DEPTH": k.depth, "INPUTS": k.inputs, "RUN": k.run,
+        "BF16": int(bf16), "NT": fan, "R": k.tiles, "WARPS": k.warps, "TEAM": k.team, "DEPTH": k.depth, "INPUTS": k.inputs, "RUN": k.run,
         "WGMMA": k.wgmma, "PART": part,
     }  # fmt: skip
     return tuple(f"-D{name}={number}" for name, number in numbers.items())
@@ -417,8 +421,8 @@ class Launch:
 
 
 @lru_cache(maxsize=4096)
-def narrow_launch(layout: Layout, B: int, bf16: bool, k: Knobs, card: Card) -> Launch:
-    """Of `narrow` for B tokens."""
+def narrow_launch(layout: Layout, B: int, bf16: bool, k: Knobs, room: int) -> Launch:
+    """Of `narrow` for B tokens, on a card whose blocks may have `room` bytes of shared memory."""
     kept = B * (layout.pieces * PIECE + 32) * 2
 
     def run(k: Knobs) -> int:
@@ -427,14 +431,14 @@ def narrow_launch(layout: Layout, B: int, bf16: bool, k: Knobs, card: Card) -> L
 
     def least(k: Knobs) -> int:
         """Bytes of sums, spread outliers and two runs."""
-        return k.warps * k.tiles * (segments(layout, k, card) * B * 20 * 4 + 4096 * layout.sparse) + 2 * run(k)
+        return k.warps * k.tiles * (B * 20 * 4 + 4096 * layout.sparse) + 2 * run(k)
 
     one = _table(layout, 0)[1]
-    while least(k) + one + k.inputs * kept > card.room and k.run > 1:
+    while least(k) + one + k.inputs * kept > room and k.run > 1:
         k = replace(k, run=k.run // 2)
-    while least(k) + one > card.room:
-        k = replace(k, tiles=1) if k.tiles > 1 else replace(k, warps=k.warps // 2)
-    left = card.room - least(k)
+    while least(k) + one > room:
+        k = replace(k, tiles=1) if k.tiles > 1 else replace(k, warps=k.warps // 2, team=min(k.team, k.warps // 2))
+    left = room - least(k)
     copies, table = _table(layout, min(k.most, left))
     if k.inputs and table + kept > left:  # half the copies cost less than inputs from global memory
         half = _table(layout, table // 2)
@@ -448,18 +452,10 @@ def narrow_launch(layout: Layout, B: int, bf16: bool, k: Knobs, card: Card) -> L
     return Launch(_flags(layout, 0, copies, bf16, 1, k), shared - 8 * k.warps * k.depth, 1, k)
 
 
-def segments(layout: Layout, k: Knobs, card: Card) -> int:
-    """The most groups of tiles that a warp of `narrow` has pieces of."""
-    tiles = -(-layout.tiles // min(card.cores, layout.tiles))  # of a block
-    groups = -(-tiles // k.tiles)
-    share = -(-groups * layout.pieces // k.warps)
-    return min(groups, (share + layout.pieces - 2) // layout.pieces + 1)
-
-
 @lru_cache(maxsize=4096)
-def wide_launch(layout: Layout, B: int, bf16: bool, k: Knobs, card: Card) -> Launch:
+def wide_launch(layout: Layout, B: int, bf16: bool, k: Knobs, room: int) -> Launch:
     """Of `wide` and `finish`."""
-    room = card.room - 128  # barriers
+    room -= 128  # barriers
     fan, least = next(n for n in (2, 4, 8) if n * 8 >= B), 2 + max(layout.sparse, k.wgmma)
     skew = 16 if KINDS[layout.kind] == "trellis" else 32
     stage = 16 * (fan * 128 + 16) if k.wgmma else 2 * (PIECE + skew) * fan * 8
@@ -483,17 +479,17 @@ def _kernel(name: str, device: int, function: str, flags: tuple[str, ...] = ()) 
 def narrow(x: Tensor, parts: list[Tensor], layout: Layout, bias: Tensor | None, y: Tensor, k: Knobs) -> None:
     """y (B, N) of up to NARROW tokens. x: (B, pieces * PIECE)."""
     B, card, device = len(x), _card(x.device.index), x.device.index
-    how = narrow_launch(layout, B, x.dtype == torch.bfloat16, k, card)
+    how = narrow_launch(layout, B, x.dtype == torch.bfloat16, k, card.room)
     _kernel("product", device, "narrow", how.flags)(
         min(card.cores, layout.tiles), how.knobs.warps * 32, how.shared, _weight(layout, parts), x, y, _some(parts[3]), bias,
-        layout.N, B, int(y.dtype == torch.float32), segments(layout, how.knobs, card),
+        layout.N, B, int(y.dtype == torch.float32),
     )  # fmt: skip
 
 
 def wide(x: Tensor, parts: list[Tensor], layout: Layout, bias: Tensor | None, y: Tensor, k: Knobs) -> None:
     """As `narrow`, of up to WIDE tokens."""
     B, card, device = len(x), _card(x.device.index), x.device.index
-    how = wide_launch(layout, B, x.dtype == torch.bfloat16, k, card)
+    how = wide_launch(layout, B, x.dtype == torch.bfloat16, k, card.room)
     k, height = how.knobs, how.knobs.warps * how.knobs.tiles
     blocks = -(-layout.tiles // height)
     shares = min(card.cores, blocks * layout.pieces)

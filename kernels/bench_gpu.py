@@ -275,17 +275,17 @@ def cell(row: dict) -> str:
 def choices(B: int) -> list[tuple[str, Knobs]]:
     made = []
     if B <= cuda.NARROW:
-        for warps, depth, tiles, run in itertools.product((8, 16, 24), (2, 3), (1, 2), (1, 2, 4, 8)):
-            made.append(("narrow", Knobs(warps, depth, tiles, run=run)))
+        for team, depth, tiles, run in itertools.product((4, 8, 16), (2, 3), (1, 2), (1, 2, 4)):
+            made.append(("narrow", Knobs(16, depth, team, tiles, run=run)))
     else:
         for warps, depth, tiles, wgmma in itertools.product((8, 12, 16), (3, 4, 5), (1, 2, 3), (0, 1)):
             if warps * tiles <= 32:
-                made.append(("wide", Knobs(warps, depth, tiles, wgmma=wgmma)))
+                made.append(("wide", Knobs(warps, depth, 1, tiles, wgmma=wgmma)))
     return made
 
 
 def plan(which: str, layout: Layout, B: int, k: Knobs) -> cuda.Launch:
-    return (cuda.narrow_launch if which == "narrow" else cuda.wide_launch)(layout, B, False, k, cuda._card(0))
+    return (cuda.narrow_launch if which == "narrow" else cuda.wide_launch)(layout, B, False, k, cuda._card(0).room)
 
 
 def _compile(job: tuple[tuple[str, ...], tuple[int, int]]) -> None:
@@ -328,7 +328,7 @@ def sweep(args: argparse.Namespace) -> list[dict]:
             for us, which, k in sorted(found, key=lambda f: f[0]):
                 rows.append({"kernel": name, "shape": [N, D], "tokens": B, "us": us, "which": which, **vars(k)})
             for us, which, k in sorted(found, key=lambda f: f[0])[:4]:
-                print(f"{name:20s} {N}x{D} B={B:2d} {us:6.1f} {which} warps {k.warps} depth {k.depth} tiles {k.tiles} run {k.run} wgmma {k.wgmma}")  # fmt: skip
+                print(f"{name:20s} {N}x{D} B={B:2d} {us:6.1f} {which} warps {k.warps} team {k.team} depth {k.depth} tiles {k.tiles} run {k.run} wgmma {k.wgmma}")  # fmt: skip
         del copies
     return rows
 

@@ -7,7 +7,7 @@
 //   SCALE   0: of a row. 1: of GROUPS parts of a piece, each of 16 inputs or more. 2: two levels, of 16 inputs
 //   ZEROS   1: the table holds zeros, too      BF16    of inputs and outputs; else fp16
 //   SPARSE  1: there are outliers              NT      eights of tokens
-//   WARPS   of a block                         R       tiles of a warp at once
+//   WARPS   of a block, TEAM of a tile         R       tiles of a warp at once
 //   DEPTH   pieces in flight; of narrow runs   RUN     pieces that a warp of narrow takes together
 //   INPUTS  1: narrow keeps x in shared memory
 //   WGMMA   1: Hopper's products of a warpgroup, inputs from shared memory (wide)
@@ -473,7 +473,12 @@ __device__ __forceinline__ void inputs(u32 b[4], const u16* row, int j, int t) {
 #define STRIDE 20                 // of a token's 16 sums
 
 #if PART == 0
+#define TEAMS (WARPS / TEAM)
 #define LATER (KIND == GRID && BITS <= 4 && SCALE == 1 && GROUPS == 1 && !SPARSE)  // scales are applied to a piece's sums
+
+__device__ __forceinline__ void together(int team) {  // a barrier of one team
+    asm volatile("bar.sync %0, %1;" ::"r"(1 + team), "n"(TEAM * 32) : "memory");
+}
 
 template <int POWER>  // c += 2^POWER times the sums of inputs
 __device__ __forceinline__ void sum_of(float* c, u32 b0, u32 b1) {
@@ -481,41 +486,38 @@ __device__ __forceinline__ void sum_of(float* c, u32 b0, u32 b1) {
     mma(c, ones, b0, b1);
 }
 
-// Up to 8 tokens. Each block has a run of tiles, R of them at a time a group; the pieces of all its groups, in one row, are cut
-// into equal shares, one a warp, whose sums of at most `segments` groups are added in order at the end.
+// Up to 8 tokens. Each block has a run of tiles; teams of warps take R of them at a time, the warps of a team their pieces.
 // y[n][o] = scale[o] * sum + bias. x: (B, pieces * 128). wide_out: y is fp32.
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
-narrow(Weight W, const u16* x, void* y, const u16* row_scale, const u16* bias, int N, int B, int wide_out,
-       int segments) {
+narrow(Weight W, const u16* x, void* y, const u16* row_scale, const u16* bias, int N, int B, int wide_out) {
     extern __shared__ uint4 room[];
     const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, g = lane >> 2, t = lane & 3, P = W.pieces, D = P * 128;
     const int slot = R * (RUN * RECORD + PAD);  // bytes of a run of records
     char* table = (char*)room;
     char* ring = table + TABLE_BYTES + warp * (DEPTH * slot);
     char* more = table + TABLE_BYTES + WARPS * (DEPTH * slot) + warp * (R * SPREAD);
-    float* sums = (float*)(table + TABLE_BYTES + WARPS * (DEPTH * slot + R * SPREAD));  // [WARPS][segments][R][B][STRIDE]
-    u16* kept = (u16*)(sums + WARPS * segments * R * B * STRIDE);
+    float* sums = (float*)(table + TABLE_BYTES + WARPS * (DEPTH * slot + R * SPREAD));  // [WARPS][R][B][STRIDE]
+    u16* kept = (u16*)(sums + WARPS * R * B * STRIDE);
+    const int team = warp / TEAM, member = warp % TEAM, row = lane & 15;
     const int begin = (u32)W.tiles * blockIdx.x / gridDim.x, end = (u32)W.tiles * (blockIdx.x + 1) / gridDim.x;
-    const u32 all = (end - begin + R - 1) / R * P, from = all * warp / WARPS, to = all * (warp + 1) / WARPS;
+    const int each = (P + TEAM - 1) / TEAM, head = min(P, member * each), tail = min(P, head + each);  // a warp's pieces
 
-    u32 ahead_unit = from;
-    int ahead_tile = begin + from / P * R, ahead_piece = from % P, ahead = 0;
+    int ahead_tile = head < tail ? begin + team * R : end, ahead_piece = head, ahead = 0;
 #if BULK
     __shared__ unsigned long long barriers[WARPS * DEPTH];
-    const u32 full = shared_address(barriers) + warp * (DEPTH * 8);
-    if (lane < DEPTH) barrier_init(full + 8 * lane, 1);
+    const u32 mine_full = shared_address(barriers) + warp * (DEPTH * 8);
+    if (lane < DEPTH) barrier_init(mine_full + 8 * lane, 1);
     barriers_ready();
     __syncwarp();
 #endif
-    auto run_at = [&](u32 unit, int piece) { return min(RUN, min((int)(to - unit), P - piece)); };  // pieces
     auto fetch_next = [&] {
-        if (ahead_unit < to) {
-            const int n = run_at(ahead_unit, ahead_piece), bytes = n * RECORD + PAD;
+        if (ahead_tile < end) {
+            const int bytes = min(RUN, tail - ahead_piece) * RECORD + PAD;
             const char* from = record_of(W, ahead_tile, ahead_piece);
             char* to = ring + ahead * slot;
 #if BULK
             if (lane == 0) {
-                const u32 barrier = full + ahead * 8, there = shared_address(to);
+                const u32 barrier = mine_full + ahead * 8, there = shared_address(to);
                 barrier_arrive(barrier, bytes * min(R, end - ahead_tile));
 #pragma unroll
                 for (int r = 0; r < R; ++r)
@@ -526,8 +528,7 @@ narrow(Weight W, const u16* x, void* y, const u16* row_scale, const u16* bias, i
             for (int r = 0; r < R; ++r)
                 if (ahead_tile + r < end) warp_copy(to + r * (slot / R), from + r * (u32)(P * RECORD + PAD), bytes, lane);
 #endif
-            ahead_unit += n;
-            if ((ahead_piece += n) == P) ahead_piece = 0, ahead_tile += R;
+            if ((ahead_piece += RUN) >= tail) ahead_piece = head, ahead_tile += TEAMS * R;
         }
         commit();
         if (++ahead == DEPTH) ahead = 0;
@@ -560,129 +561,126 @@ narrow(Weight W, const u16* x, void* y, const u16* row_scale, const u16* bias, i
     const bool token = g < B;  // others are zeros: what is not read takes no time
     int at = 0;
     u32 turn = 0;  // how often the ring has been read, modulo 2
-    const int rows = (end - begin) * 16, own = threadIdx.x % rows + begin * 16;
-    const u16 own_scale = row_scale ? row_scale[min(own, N - 1)] : 0x3c00;  // of the output that this thread adds up: asked for early
-    float* mine_sums = sums + warp * segments * (R * B * STRIDE);
-    float acc[R][4] = {};
-    int tile = begin + from / P * R, run = from % P;
-    for (u32 unit = from; unit < to;) {
+    for (int tile = begin + team * R; tile < end; tile += TEAMS * R) {
+        float acc[R][4] = {};
+        u16 scale[R];
+#pragma unroll
+        for (int r = 0; r < R; ++r) scale[r] = row_scale ? row_scale[min((tile + r) * 16 + row, N - 1)] : 0x3c00;  // asked for early
+        for (int run = head; run < tail; run += RUN) {
 #if BULK
-        barrier_wait(full + at * 8, turn);
+            barrier_wait(mine_full + at * 8, turn);
 #else
-        arrived<DEPTH - 1>();
-        __syncwarp();
+            arrived<DEPTH - 1>();
+            __syncwarp();
 #endif
-        const int tail = run + run_at(unit, run);
-        u32 record = ring - table + at * slot, here = kept_at + run * 256;
-        hold(record), hold(here);
+            u32 record = ring - table + at * slot, here = kept_at + run * 256;
+            hold(record), hold(here);
 #if SPARSE
-        u32 outlier[R][RUN];  // the first of each lane
+            u32 outlier[R][RUN];  // the first of each lane
 #pragma unroll
-        for (int r = 0; r < R; ++r)
+            for (int r = 0; r < R; ++r)
 #pragma unroll
-            for (int i = 0; i < RUN; ++i)
-                if (run + i < tail && tile + r < end) outlier[r][i] = ask(W, outliers_of(table + record + r * (slot / R) + i * RECORD), lane);
+                for (int i = 0; i < RUN; ++i)
+                    if (run + i < tail && tile + r < end) outlier[r][i] = ask(W, outliers_of(table + record + r * (slot / R) + i * RECORD), lane);
 #pragma unroll
 #else
 #pragma unroll 1
 #endif
-        for (int i = 0; i < RUN; ++i) {
-            const int piece = run + i;
-            if (piece >= tail) break;
-            Piece now[R];
-            u32 next[R][2];
-#pragma unroll
-            for (int r = 0; r < R; ++r) {
-                load(now[r], table + record + r * (slot / R), lane);
-#if KIND == TRELLIS
-                reach(now[r], lane, next[r]);
-#endif
-            }
-#if SPARSE
-            uint2 range[R];
-#pragma unroll
-            for (int r = 0; r < R; ++r) {
-                range[r] = tile + r < end ? outliers_of(table + record + r * (slot / R)) : uint2{};
-                spread(more + r * SPREAD, W, range[r], outlier[r][i], lane, true);
-            }
-            __syncwarp();
-#endif
-#if LATER
-            float part[R][2][4] = {}, total[4] = {}, offset[4] = {};  // of products m; of the inputs, once and times `raw`'s 128
-#endif
-#pragma unroll
-            for (int j = 0; j < 4; ++j) {
-                uint4 b = {};
-                if (token) {
-                    if (INPUTS) b = *(const uint4*)(table + here + 2 * place_of(j, 0));
-                    else inputs((u32*)&b, mine + piece * 128, j, t);
-                }
-#if LATER
-                sum_of<0>(total, b.x, b.y), sum_of<0>(total, b.z, b.w);
-                if (BF16) sum_of<7>(offset, b.x, b.y), sum_of<7 - UP>(offset, b.z, b.w);
-#endif
+            for (int i = 0; i < RUN; ++i) {
+                const int piece = run + i;
+                if (piece >= tail) break;
+                Piece now[R];
+                u32 next[R][2];
 #pragma unroll
                 for (int r = 0; r < R; ++r) {
-                    u32 a[2][4];
-#if LATER
-                    raw(a, now[r], j);
-                    mma(part[r][0], a[0], b.x, b.y);
-                    mma(part[r][1], a[1], b.z, b.w);
-#else
-                    decode(a, now[r], j, table, more + r * SPREAD, lane, W, next[r]);
-                    mma(acc[r], a[0], b.x, b.y);
-                    mma(acc[r], a[1], b.z, b.w);
+                    load(now[r], table + record + r * (slot / R), lane);
+#if KIND == TRELLIS
+                    reach(now[r], lane, next[r]);
 #endif
                 }
-            }
 #if SPARSE
-            __syncwarp();
+                uint2 range[R];
 #pragma unroll
-            for (int r = 0; r < R; ++r) spread(more + r * SPREAD, W, range[r], outlier[r][i], lane, false);
-            __syncwarp();
+                for (int r = 0; r < R; ++r) {
+                    range[r] = tile + r < end ? outliers_of(table + record + r * (slot / R)) : uint2{};
+                    spread(more + r * SPREAD, W, range[r], outlier[r][i], lane, true);
+                }
+                __syncwarp();
+#endif
+#if LATER
+                float part[R][2][4] = {}, total[4] = {}, offset[4] = {};  // of products m; of the inputs, once and times `raw`'s 128
+#endif
+#pragma unroll
+                for (int j = 0; j < 4; ++j) {
+                    uint4 b = {};
+                    if (token) {
+                        if (INPUTS) b = *(const uint4*)(table + here + 2 * place_of(j, 0));
+                        else inputs((u32*)&b, mine + piece * 128, j, t);
+                    }
+#if LATER
+                    sum_of<0>(total, b.x, b.y), sum_of<0>(total, b.z, b.w);
+                    if (BF16) sum_of<7>(offset, b.x, b.y), sum_of<7 - UP>(offset, b.z, b.w);
+#endif
+#pragma unroll
+                    for (int r = 0; r < R; ++r) {
+                        u32 a[2][4];
+#if LATER
+                        raw(a, now[r], j);
+                        mma(part[r][0], a[0], b.x, b.y);
+                        mma(part[r][1], a[1], b.z, b.w);
+#else
+                        decode(a, now[r], j, table, more + r * SPREAD, lane, W, next[r]);
+                        mma(acc[r], a[0], b.x, b.y);
+                        mma(acc[r], a[1], b.z, b.w);
+#endif
+                    }
+                }
+#if SPARSE
+                __syncwarp();
+#pragma unroll
+                for (int r = 0; r < R; ++r) spread(more + r * SPREAD, W, range[r], outlier[r][i], lane, false);
+                __syncwarp();
 #endif
 #if LATER
 #pragma unroll
-            for (int r = 0; r < R; ++r)
+                for (int r = 0; r < R; ++r)
 #pragma unroll
-                for (int c = 0; c < 4; ++c) {
-                    const float s = of_half(now[r].s[0] >> 16 * (c >> 1)), z = ZEROS ? of_half(now[r].s[1] >> 16 * (c >> 1)) : CENTER;
-                    const float unit = BF16 ? 1 : 1 << 24, sum = part[r][0][c] * unit + part[r][1][c] * (unit / (1 << UP));
-                    acc[r][c] += s * (sum - (BF16 ? offset[c] : 0) - z * total[c]);
-                }
+                    for (int c = 0; c < 4; ++c) {
+                        const float s = of_half(now[r].s[0] >> 16 * (c >> 1)), z = ZEROS ? of_half(now[r].s[1] >> 16 * (c >> 1)) : CENTER;
+                        const float unit = BF16 ? 1 : 1 << 24, sum = part[r][0][c] * unit + part[r][1][c] * (unit / (1 << UP));
+                        acc[r][c] += s * (sum - (BF16 ? offset[c] : 0) - z * total[c]);
+                    }
 #endif
-            record += RECORD, here += 256;
+                record += RECORD, here += 256;
+            }
+            __syncwarp();  // all have read the records, which are filled again
+            fetch_next();
+            if (++at == DEPTH) at = 0, turn ^= 1;
         }
-        __syncwarp();  // all have read the records, which are filled again
-        fetch_next();
-        if (++at == DEPTH) at = 0, turn ^= 1;
-        unit += tail - run, run = tail;
-        if (run < P && unit < to) continue;
+        together(team);  // nobody reads the last sums any more
 #pragma unroll
         for (int r = 0; r < R; ++r)
 #pragma unroll
             for (int c = 0; c < 4; ++c) {
                 const int n = 2 * t + (c & 1);
-                if (n < B) mine_sums[(r * B + n) * STRIDE + output_of(g, c >> 1)] = acc[r][c];
-                acc[r][c] = 0;
+                if (n < B) sums[((warp * R + r) * B + n) * STRIDE + output_of(g, c >> 1)] = acc[r][c];
             }
-        mine_sums += R * B * STRIDE, run = 0, tile += R;
-    }
-    __syncthreads();
-    for (int i = threadIdx.x; i < rows * B; i += THREADS) {
-        const int n = i / rows, o = i - n * rows + begin * 16, local = (o >> 4) - begin, group = local / R;
-        if (o >= N) continue;
-        const u32 first = ((group * P + 1) * WARPS - 1) / all, last = ((group + 1) * P * WARPS - 1) / all;
-        float sum = 0;
-        for (u32 w = first; w <= last; ++w) {
-            if (all * w / WARPS == all * (w + 1) / WARPS) continue;  // fewer pieces than warps
-            const int segment = group - all * w / WARPS / P;
-            sum += sums[(((w * segments + segment) * R + local % R) * B + n) * STRIDE + (o & 15)];
-        }
-        sum *= of_half(i < THREADS ? own_scale : row_scale ? row_scale[o] : 0x3c00);
-        if (bias) sum += of_T(bias[o]);
-        if (wide_out) ((float*)y)[(long long)n * N + o] = sum;
-        else ((u16*)y)[(long long)n * N + o] = to_T(sum);
+        together(team);
+#pragma unroll
+        for (int r = 0; r < R; ++r)
+            for (int n = (member + TEAM - r * B % TEAM) % TEAM; n < B; n += TEAM) {  // a token of a tile is a warp's
+                const int o = (tile + r) * 16 + row;
+                const float* from = sums + (((team * TEAM + (lane >> 4) * (TEAM / 2)) * R + r) * B + n) * STRIDE + row;
+                float sum = 0;
+#pragma unroll
+                for (int w = 0; w < TEAM / 2; ++w) sum += from[w * R * B * STRIDE];
+                sum *= of_half(scale[r]);
+                sum += __shfl_xor_sync(ALL, sum, 16);
+                if (lane >= 16 || o >= N || tile + r >= end) continue;
+                if (bias) sum += of_T(bias[o]);
+                if (wide_out) ((float*)y)[(long long)n * N + o] = sum;
+                else ((u16*)y)[(long long)n * N + o] = to_T(sum);
+            }
     }
 }
 #endif

@@ -257,7 +257,7 @@ def test_launches_fit_the_shared_memory_of_any_card(room: int):
             assert most == cuda.WIDE or room < 200 * 1024
             for B in range(1, most + 1):
                 which = cuda.narrow_launch if B <= cuda.NARROW else cuda.wide_launch
-                launch = which(how, B, False, cuda.knobs(how, B, card), card)
+                launch = which(how, B, False, cuda.knobs(how, B, card), room)
                 assert launch.shared <= room and launch.knobs.warps >= 4, (name, pieces, B)
 
 
@@ -384,6 +384,31 @@ def test_graphs_and_compiled_models_run_the_kernels(name: str):
         x.copy_(torch.randn_like(x))
         graph.replay()
         assert torch.equal(later, layer(x))
+
+
+@needs_gpu
+@pytest.mark.parametrize("name", ["grid 3 g128", "trellis 2 7", "additive 2x8", "spqr"])
+def test_a_launch_waits_for_what_the_one_before_it_writes(name: str):
+    """Launches overlap on Hopper: a chain of them gives what it gives with a wait after each."""
+    weight = weights()[name].cuda()
+    packed, N = cuda.pack(weight), weight.shape[0]
+    back = cuda.pack(
+        filled(QuantizedWeight((weight.shape[1], N), Grid(weight.shape[1], N, 4), Real(weight.shape[1], 1))).cuda()
+    )
+
+    def chain(x: Tensor, wait: bool) -> Tensor:
+        for _ in range(40):
+            for step in (packed, back):
+                x = cuda.linear(step, x)
+                x = x / x.abs().amax(1, keepdim=True)  # a kernel that does not overlap, at times between
+                if wait:
+                    torch.cuda.synchronize()
+            x = cuda.linear(back, cuda.linear(packed, x)).clamp(-4, 4)
+        return x
+
+    for B in (1, 8, 40):
+        x = torch.randn(B, weight.shape[1], device="cuda").half()
+        assert torch.equal(chain(x, False), chain(x, True))
 
 
 @needs_gpu
