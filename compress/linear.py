@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from compress import cuda
+from compress import cuda, cuda_rows
 from compress.errors import CompressError
 from compress.weight import QuantizedWeight
 
@@ -107,8 +107,12 @@ class QuantizedEmbedding(nn.Module):
         return self.quantized.dense() if self._held is None else self._held
 
     def forward(self, ids: Tensor) -> Tensor:
-        """(…) -> (…, D)."""
-        return F.embedding(ids, self.weight).to(self.dtype)
+        """(…) -> (…, D). Decodes these rows alone, on a GPU by a kernel that makes NaN of ids which do not exist."""
+        if self._held is not None:
+            return F.embedding(ids, self._held).to(self.dtype)
+        if cuda_rows.takes(self.quantized, ids, self.dtype):
+            return cuda_rows.gathered(self.quantized, ids, self.dtype)
+        return self.quantized.rows(ids).to(self.dtype)
 
 
 def quantized_layers(model: nn.Module) -> dict[str, QuantizedLinear | QuantizedEmbedding]:
