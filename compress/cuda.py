@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import struct
 import warnings
+from collections.abc import Callable
 from dataclasses import astuple, dataclass, replace
 from functools import lru_cache
 
@@ -30,6 +31,7 @@ LONGEST = 8192  # Hadamard's block that fits into shared memory
 SMALLEST, WITH_BF16 = (7, 5), (8, 0)  # compute capability: the tensor cores' m16n8k8, and of bf16
 HALVES = (torch.float16, torch.bfloat16)
 LEAST = 42 * 1024  # bytes of shared memory for inputs and sums, beside a table
+AT_ONCE = 1 << 24  # weights whose codes lie unpacked at a time, at about 20 bytes each, while one is packed
 COPIES = 128 * 1024  # bytes of shared memory for copies of a table, at most
 
 
@@ -87,7 +89,7 @@ def _usable(index: int) -> bool:
         if nvrtc.kernel("hadamard", index, smallest=SMALLEST) is not None:
             return True
         why = "there is no NVRTC beside torch, no NVIDIA driver, or the GPU is older than compute capability 7.5"
-    except RuntimeError as error:
+    except (RuntimeError, OSError, AttributeError) as error:  # no sources there, or another NVRTC than we know
         why = f"they do not compile: {error}"
     warnings.warn(f"compressed products run on plain torch, not on their own kernels: {why}", stacklevel=3)
     return False
@@ -116,7 +118,7 @@ def pack(weight: QuantizedWeight) -> Packed | None:
         weight.sparse.check()
         layout = replace(layout, sparse=1)
         parts |= {"starts": weight.sparse.starts, "columns": weight.sparse.columns.view(torch.int16)}
-        parts |= {"values": weight.sparse.values.detach()}
+        parts |= {"values": weight.sparse.values.detach().half()}
     if any(t.numel() * t.element_size() >= 1 << 32 for t in parts.values() if t is not None):
         return None  # the kernels count bytes in 32 bits
     device = decode.codes.device
@@ -132,11 +134,17 @@ def pack(weight: QuantizedWeight) -> Packed | None:
 
 
 def _lanes(codes: Tensor, layout: Layout) -> Tensor:
-    """(N, D, ...) codes of a weight -> (tiles, pieces, g, t, j, half, 8, ...): see the head of product.cu."""
+    """(n, D, ...) codes of some rows -> (tiles of them, pieces, g, t, j, half, 8, ...): see the head of product.cu."""
     short = [0, 0] * (codes.dim() - 2)
-    padded = F.pad(codes, (*short, 0, layout.pieces * PIECE - codes.shape[1], 0, layout.tiles * TILE - codes.shape[0]))
-    lanes = padded.reshape(layout.tiles, 2, 8, layout.pieces, 4, 4, 8, *codes.shape[2:])
+    padded = F.pad(codes, (*short, 0, layout.pieces * PIECE - codes.shape[1], 0, -len(codes) % TILE))
+    lanes = padded.reshape(-1, 2, 8, layout.pieces, 4, 4, 8, *codes.shape[2:])
     return lanes.permute(0, 3, 2, 5, 4, 1, 6, *range(7, lanes.dim()))
+
+
+def _by_tiles(decode: Grid | Additive, packed: Callable[[Tensor], Tensor]) -> Tensor:
+    """(n, bytes) of some rows -> their tiles, `packed`: those of all rows, a few at a time, so that a head of a large vocabulary fits."""
+    rows = max(1, AT_ONCE // decode.D // TILE) * TILE
+    return torch.cat([packed(part) for part in decode.codes.split(rows)])
 
 
 def _interleaved(words: Tensor) -> Tensor:
@@ -156,11 +164,15 @@ def _pack_grid(decode: Grid, layout: Layout) -> tuple[Layout, dict[str, Tensor]]
     bits = decode.bits
     if bits not in (2, 3, 4, 8):
         return None
-    codes = ops.unpack(decode.codes, decode.D, bits)  # (N, D)
+    zero = 2 ** (bits - 1) if decode.zero is None else 0
+    made = replace(layout, kind=0, bits=bits, center=zero, zeros=int(decode.zero is not None))
+    words = _by_tiles(decode, lambda codes: _grid_words(ops.unpack(codes, decode.D, bits), bits, layout))
+    return made, {"codes": words}
+
+
+def _grid_words(codes: Tensor, bits: int, layout: Layout) -> Tensor:
     lanes = _lanes(codes, layout).unflatten(-1, (2, 2, 2))  # (..., j, half, m, e, two)
-    pairs = lanes.permute(0, 1, 2, 3, 4, 6, 7, 5, 8).reshape(
-        layout.tiles, layout.pieces, 32, 32, 2
-    )  # order j, m, e, half
+    pairs = lanes.permute(0, 1, 2, 3, 4, 6, 7, 5, 8).reshape(-1, layout.pieces, 32, 32, 2)  # order j, m, e, half
     per = 16 // bits
     count = 30 if bits == 3 else 32
     at = torch.arange(per, device=codes.device, dtype=torch.int32) * bits
@@ -169,23 +181,24 @@ def _pack_grid(decode: Grid, layout: Layout) -> tuple[Layout, dict[str, Tensor]]
         bit = torch.arange(3, device=codes.device, dtype=torch.int32)
         left = pairs[..., 30:, None, :] >> bit[:, None] & 1  # (..., 2, 3, 2): a bit of the last pairs in each word
         halves = halves | left.flatten(3, 4) << 15
-    words = halves[..., 0] | halves[..., 1] << 16
-    zero = 2 ** (bits - 1) if decode.zero is None else 0
-    made = replace(layout, kind=0, bits=bits, center=zero, zeros=int(decode.zero is not None))
-    return made, {"codes": _interleaved(words)}
+    return _interleaved(halves[..., 0] | halves[..., 1] << 16)
 
 
 def _pack_additive(decode: Additive, layout: Layout) -> tuple[Layout, dict[str, Tensor]] | None:
     wide = decode.bits == 16 and decode.books == 1
     if decode.group != 8 or not (wide or (decode.bits == 8 and decode.books <= 8)):
         return None
-    codes = decode.indices()  # (N, D / 8, M)
-    codes = torch.stack((codes & 255, codes >> 8), -1).flatten(2) if wide else codes  # bytes
-    count = codes.shape[-1]
-    lanes = _lanes(codes.repeat_interleave(8, 1), layout)[..., 0, :]  # (tiles, pieces, g, t, j, half, bytes)
-    words = _words(lanes.reshape(layout.tiles, layout.pieces, 32, 8 * count))
+    count = 2 if wide else decode.books  # bytes of 8 inputs
+
+    def words(codes: Tensor) -> Tensor:
+        parts = codes.reshape(
+            len(codes), -1, count
+        )  # (n, D / 8, bytes): a code of 16 bits is two of them, the low one first
+        lanes = _lanes(parts.repeat_interleave(8, 1), layout)[..., 0, :]  # (tiles, pieces, g, t, j, half, bytes)
+        return _interleaved(_words(lanes.reshape(-1, layout.pieces, 32, 8 * count)))
+
     made = replace(layout, kind=1, bits=count, wide=int(wide))
-    return made, {"codes": _interleaved(words), "table": decode.words().detach().half()}
+    return made, {"codes": _by_tiles(decode, words), "table": decode.words().detach().half()}
 
 
 def _pack_trellis(decode: Trellis, layout: Layout) -> tuple[Layout, dict[str, Tensor]] | None:
@@ -202,7 +215,7 @@ def _pack_trellis(decode: Trellis, layout: Layout) -> tuple[Layout, dict[str, Te
     words = _words(lanes.reshape(layout.tiles, layout.pieces, 32, 8 * step))
     tail = codes[:, 32 * step * 8 :: 32 * step * 8]  # the first byte of the next piece
     made = replace(layout, kind=2, bits=step, window=window)
-    return made, {"codes": _interleaved(words), "tail": tail.contiguous(), "table": decode.lut.detach()}
+    return made, {"codes": _interleaved(words), "tail": tail.contiguous(), "table": decode.lut.detach().half()}
 
 
 def _pack_scales(weight: QuantizedWeight, layout: Layout) -> tuple[Layout, dict[str, Tensor]] | None:
@@ -242,7 +255,7 @@ def _two_levels(weight: QuantizedWeight, size: int) -> bool:
     return (
         size == TILE
         and all(isinstance(t, TwoLevel) and t.bits <= 4 for t in tables)
-        and tables[0].rows == tables[1].rows
+        and (tables[0].rows, tables[0].groups) == (tables[1].rows, tables[1].groups)
         and (tables[0].rows % TILE == 0 or tables[0].rows >= weight.decode.N)
     )
 
@@ -252,7 +265,7 @@ def _pack_two_levels(scale: TwoLevel, zero: TwoLevel, layout: Layout) -> tuple[L
     both = ops.unpack(scale.codes, scale.groups, scale.bits) | ops.unpack(zero.codes, zero.groups, zero.bits) << 4
     both = F.pad(both, (0, layout.pieces * 8 - scale.groups, 0, layout.tiles * TILE - scale.N)).to(torch.uint8)
     lanes = both.view(layout.tiles, 2, 8, layout.pieces, 4, 2).permute(0, 3, 2, 5, 4, 1)  # (..., g, t / 2, j, half)
-    levels = torch.stack((scale.scale, scale.zero, zero.scale, zero.zero), -1).detach()  # (blocks, G, 4)
+    levels = torch.stack((scale.scale, scale.zero, zero.scale, zero.zero), -1).detach().half()  # (blocks, G, 4)
     levels = F.pad(levels, (0, 0, 0, layout.pieces * 8 - scale.groups)).contiguous()
     rows = layout.tiles if scale.rows >= scale.N else scale.rows // TILE
     made = replace(layout, scale=2, groups=8, zeros=1, rows=rows)
