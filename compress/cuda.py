@@ -227,7 +227,8 @@ def _pack_scales(weight: QuantizedWeight, layout: Layout) -> tuple[Layout, dict[
     zeros = None if zero is None else zero().detach()
     counts = {t.shape[1] for t in (values, zeros) if t is not None}
     groups, D = max(counts), weight.decode.D
-    if counts - {1, groups} or D % groups:
+    coarse = isinstance(zero, TwoLevel) and zero.groups < groups  # no half: its rounding would shift a whole row
+    if counts - {1, groups} or D % groups or coarse:
         return None
     size = D // groups
     if _two_levels(weight, size):

@@ -117,11 +117,14 @@ class QuantizedLinear(nn.Linear):
 
 
 class PackedLinear(cuda.PackedLinear):
-    """What `pack_` leaves of a QuantizedLinear: for inputs of `dtype` on its GPU. Nothing can be merged into it either."""
+    """What `pack_` leaves of a QuantizedLinear: it multiplies in `dtype` on its GPU. Nothing can be merged into it either."""
 
     def __init__(self, packed: cuda.Packed, bias: Tensor | None, dtype: torch.dtype) -> None:
         super().__init__(packed, bias)
         self.dtype = dtype
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.to(self.dtype)).to(x.dtype)
 
     @property
     def weight(self) -> Decoded:
@@ -177,7 +180,7 @@ def decode_(model: nn.Module) -> nn.Module:
 def pack_(model: nn.Module, dtype: torch.dtype) -> nn.Module:
     """Put a PackedLinear in the place of each QuantizedLinear that the GPU's kernels take, so that codes lie there once.
 
-    For inference with inputs of `dtype` where `cuda.usable`: nothing can be tuned, merged or saved afterwards. Adapters beside the
+    For inference in `dtype` where `cuda.usable`: nothing can be tuned, merged or saved afterwards. Adapters beside the
     layers stay and must be attached before, since peft attaches to nn.Linear. An embedding keeps the file's layout, from which rows
     are gathered: codes that it shares with the head lie there twice then (at 8 bits, as much as they take in fp16).
     """

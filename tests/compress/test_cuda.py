@@ -47,7 +47,6 @@ def weights() -> dict[str, QuantizedWeight]:
         "additive, groups": QuantizedWeight((80, 512), Additive(80, 512, 2, 8, 8), Real(80, 4)),
         "additive 1x16": QuantizedWeight((37, 264), Additive(37, 264, 1, 16, 8), Real(37, 1)),
         "additive int8": QuantizedWeight((301, 1496), Additive(301, 1496, 2, 8, 8, int8=True), Real(301, 1)),
-        "spqr, zeros of rows": QuantizedWeight((40, 512), Grid(40, 512, 3, TwoLevel(40, 1, 3, 16)), TwoLevel(40, 32, 3, 16)),
         "spqr, groups of 32": QuantizedWeight((75, 1056), Grid(75, 1056, 2, TwoLevel(75, 33, 3, 32)), TwoLevel(75, 33, 3, 32), sparse=outliers(75, 1056, 0.01)),
         "trellis and outliers": QuantizedWeight((80, 512), Trellis(80, 512, 2, 7), Real(80, 1), sparse=outliers(80, 512, 0.02)),
         "additive and outliers": QuantizedWeight((70, 512), Additive(70, 512, 2, 8, 8), Real(70, 1), sparse=outliers(70, 512, 0.02)),
@@ -245,6 +244,9 @@ def test_layers_off_the_gpu_are_left_to_torch():
 def test_kinds_without_kernels_are_left_to_torch():
     assert cuda.pack(filled(QuantizedWeight((75, 339), Lut(75, 339, 3, rows=75)))) is None
     assert cuda.pack(filled(QuantizedWeight((32, 64), Additive(32, 64, 4, 4, 8)))) is None
+    for G in (4, 32):  # groups of 128, and of 16 as SpQR has them
+        mixed = QuantizedWeight((40, 512), Grid(40, 512, 3, TwoLevel(40, 1, 3, 16)), TwoLevel(40, G, 3, 16))
+        assert cuda.pack(filled(mixed)) is None
     assert cuda.pack(filled(QuantizedWeight((32, 72), Grid(32, 72, 4), Real(32, 9)))) is None  # groups of 8
 
 

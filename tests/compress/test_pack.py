@@ -143,6 +143,10 @@ def test_a_packed_layer_shows_its_weight_to_who_asks():
         layer = pack_(nn.Sequential(QuantizedLinear(weight)).cuda(), dtype)[0]
         assert layer.weight.dtype == dtype and layer.weight.shape == (75, 200)
         exact = weight.dense()
+        for other in (torch.float16, torch.bfloat16, torch.float32):
+            x = torch.randn(3, 200, device="cuda").to(other)
+            y, wanted = layer(x), x.float() @ exact.T
+            assert y.dtype == other and (y.float() - wanted).norm() < 0.01 * wanted.norm()
         assert (layer.weight.float() - exact).norm() <= torch.finfo(dtype).eps * exact.norm()
         with pytest.raises(CompressError, match="merged"):
             layer.weight.data += 1
