@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import struct
 import warnings
+from collections.abc import Callable
 from dataclasses import astuple, dataclass, replace
 from functools import lru_cache
 
@@ -30,6 +31,7 @@ LONGEST = 8192  # Hadamard's block that fits into shared memory
 SMALLEST, WITH_BF16 = (7, 5), (8, 0)  # compute capability: the tensor cores' m16n8k8, and of bf16
 HALVES = (torch.float16, torch.bfloat16)
 LEAST = 42 * 1024  # bytes of shared memory for codes, inputs and sums, beside a table
+AT_ONCE = 1 << 24  # weights whose codes lie unpacked at a time, at about 20 bytes each, while one is packed
 COPIES = 128 * 1024  # bytes of shared memory for copies of a table, at most
 
 
@@ -101,7 +103,7 @@ def _usable(index: int) -> bool:
         if nvrtc.kernel("hadamard", index, smallest=SMALLEST, overlap=True) is not None:
             return True
         why = "there is no NVRTC beside torch, no NVIDIA driver, or the GPU is older than compute capability 7.5"
-    except RuntimeError as error:
+    except (RuntimeError, OSError, AttributeError) as error:  # no sources there, or another NVRTC than we know
         why = f"they do not compile: {error}"
     warnings.warn(f"compressed products run on plain torch, not on their own kernels: {why}", stacklevel=3)
     return False
@@ -157,14 +159,20 @@ def pack(weight: QuantizedWeight) -> Packed | None:
 
 
 def _lanes(codes: Tensor, layout: Layout) -> Tensor:
-    """(N, D, ...) codes of a weight -> (tiles, pieces, g, t, j, half, 8, ...): see the head of product.cu."""
+    """(n, D, ...) codes of some rows -> (tiles of them, pieces, g, t, j, half, 8, ...): see the head of product.cu."""
     short = [0, 0] * (codes.dim() - 2)
-    padded = F.pad(codes, (*short, 0, layout.pieces * PIECE - codes.shape[1], 0, layout.tiles * TILE - codes.shape[0]))
+    padded = F.pad(codes, (*short, 0, layout.pieces * PIECE - codes.shape[1], 0, -len(codes) % TILE))
     if layout.fine:
-        lanes = padded.reshape(layout.tiles, 2, 8, layout.pieces, 2, 4, 2, 8, *codes.shape[2:])
+        lanes = padded.reshape(-1, 2, 8, layout.pieces, 2, 4, 2, 8, *codes.shape[2:])
         return lanes.permute(0, 3, 2, 5, 4, 6, 1, 7, *range(8, lanes.dim())).flatten(4, 5)
-    lanes = padded.reshape(layout.tiles, 2, 8, layout.pieces, 4, 4, 8, *codes.shape[2:])
+    lanes = padded.reshape(-1, 2, 8, layout.pieces, 4, 4, 8, *codes.shape[2:])
     return lanes.permute(0, 3, 2, 5, 4, 1, 6, *range(7, lanes.dim()))
+
+
+def _by_tiles(decode: Grid | Additive, packed: Callable[[Tensor], Tensor]) -> Tensor:
+    """(n, bytes) of some rows -> their tiles, `packed`: those of all rows, a few at a time, so that a head of a large vocabulary fits."""
+    rows = max(1, AT_ONCE // decode.D // TILE) * TILE
+    return torch.cat([packed(part) for part in decode.codes.split(rows)])
 
 
 def _interleaved(words: Tensor) -> Tensor:
@@ -186,11 +194,15 @@ def _pack_grid(decode: Grid, layout: Layout) -> Coded | None:
     bits = decode.bits
     if bits not in (2, 3, 4, 8):
         return None
-    codes = ops.unpack(decode.codes, decode.D, bits)  # (N, D)
+    zero = 2 ** (bits - 1) if decode.zero is None else 0
+    made = replace(layout, kind=0, bits=bits, center=zero, zeros=int(decode.zero is not None))
+    words = _by_tiles(decode, lambda codes: _grid_words(ops.unpack(codes, decode.D, bits), bits, layout))
+    return made, words, {}
+
+
+def _grid_words(codes: Tensor, bits: int, layout: Layout) -> Tensor:
     lanes = _lanes(codes, layout).unflatten(-1, (2, 2, 2))  # (..., j, half, m, e, two)
-    pairs = lanes.permute(0, 1, 2, 3, 4, 6, 7, 5, 8).reshape(
-        layout.tiles, layout.pieces, 32, 8, 4, 2
-    )  # 2 j + m, 2 e + half
+    pairs = lanes.permute(0, 1, 2, 3, 4, 6, 7, 5, 8).reshape(-1, layout.pieces, 32, 8, 4, 2)  # 2 j + m, 2 e + half
 
     def joined(codes: Tensor, bits: int) -> Tensor:
         """(..., count, 4, 2) -> (..., 4, 2): each behind the one before it, from bit 0 on."""
@@ -200,29 +212,27 @@ def _pack_grid(decode: Grid, layout: Layout) -> Coded | None:
     if bits == 3:
         first = joined(pairs[..., :5, :, :], 3) | pairs[..., 7, :, :] >> 2 << 15
         third = joined(pairs[..., [6, 5], :, :], 3) | (pairs[..., 7, :, :] & 3) << 6  # a byte of each
-        third = third[..., ::2, :] | third[..., 1::2, :] << 8
-        halves = torch.cat((first, third), 3)  # (..., 6, 2)
+        halves = torch.cat((first, third[..., ::2, :] | third[..., 1::2, :] << 8), 3)  # (..., 6, 2)
     else:
-        per = 16 // bits
-        parts = [joined(part, bits) for part in pairs.split(per, 3)]
-        halves = torch.cat(parts, 3)
-    words = halves[..., 0] | halves[..., 1] << 16
-    zero = 2 ** (bits - 1) if decode.zero is None else 0
-    made = replace(layout, kind=0, bits=bits, center=zero, zeros=int(decode.zero is not None))
-    return made, _interleaved(words), {}
+        halves = torch.cat([joined(part, bits) for part in pairs.split(16 // bits, 3)], 3)
+    return _interleaved(halves[..., 0] | halves[..., 1] << 16)
 
 
 def _pack_additive(decode: Additive, layout: Layout) -> Coded | None:
     wide = decode.bits == 16 and decode.books == 1
     if decode.group != 8 or not (wide or (decode.bits == 8 and decode.books <= 8)):
         return None
-    codes = decode.indices()  # (N, D / 8, M)
-    codes = torch.stack((codes & 255, codes >> 8), -1).flatten(2) if wide else codes  # bytes
-    count = codes.shape[-1]
-    lanes = _lanes(codes.repeat_interleave(8, 1), layout)[..., 0, :]  # (tiles, pieces, g, t, j, half, bytes)
-    words = _words(lanes.reshape(layout.tiles, layout.pieces, 32, 8 * count))
+    count = 2 if wide else decode.books  # bytes of 8 inputs
+
+    def words(codes: Tensor) -> Tensor:
+        parts = codes.reshape(
+            len(codes), -1, count
+        )  # (n, D / 8, bytes): a code of 16 bits is two of them, the low one first
+        lanes = _lanes(parts.repeat_interleave(8, 1), layout)[..., 0, :]  # (tiles, pieces, g, t, j, half, bytes)
+        return _interleaved(_words(lanes.reshape(-1, layout.pieces, 32, 8 * count)))
+
     made = replace(layout, kind=1, bits=count, wide=int(wide))
-    return made, _interleaved(words), {"table": decode.words().detach().half()}
+    return made, _by_tiles(decode, words), {"table": decode.words().detach().half()}
 
 
 def _pack_trellis(decode: Trellis, layout: Layout) -> Coded | None:
@@ -240,7 +250,7 @@ def _pack_trellis(decode: Trellis, layout: Layout) -> Coded | None:
     after = 32 * step * 8 * layout.pieces  # of all pieces: what the chain has behind them
     tail = codes[:, after] if codes.shape[1] > after else codes[:, 0] * 0
     made = replace(layout, kind=2, bits=step, window=window)
-    return made, _interleaved(words), {"tail": tail, "table": decode.lut.detach()}
+    return made, _interleaved(words), {"tail": tail, "table": decode.lut.detach().half()}
 
 
 def _tables(weight: QuantizedWeight) -> list[Tensor]:
@@ -254,7 +264,9 @@ def _groups(weight: QuantizedWeight) -> int | None:
     counts, D = {t.shape[1] for t in _tables(weight)} | {1}, weight.decode.D
     most = max(counts)
     part = PIECE if most == 1 else math.gcd(D // most, PIECE)
-    return None if counts - {1, most} or D % most or part < TILE else PIECE // part
+    zero = getattr(weight.decode, "zero", None)
+    coarse = isinstance(zero, TwoLevel) and zero.groups < most  # no half: its rounding would shift a whole row
+    return None if counts - {1, most} or D % most or part < TILE or coarse else PIECE // part
 
 
 def _pack_scales(weight: QuantizedWeight, layout: Layout) -> tuple[Layout, dict[str, Tensor]]:
@@ -296,7 +308,7 @@ def _pack_two_levels(scale: TwoLevel, zero: TwoLevel, layout: Layout) -> tuple[L
     lanes = both.view(layout.tiles, 2, 8, layout.pieces, 2, 4).permute(
         0, 3, 2, 5, 4, 1
     )  # (..., g, t, half of 128, half)
-    levels = torch.stack((scale.scale, scale.zero, zero.scale, zero.zero), -1).detach()  # (blocks, G, 4)
+    levels = torch.stack((scale.scale, scale.zero, zero.scale, zero.zero), -1).detach().half()  # (blocks, G, 4)
     levels = F.pad(levels, (0, 0, 0, layout.pieces * 8 - scale.groups))
     block = (torch.arange(layout.tiles, device=levels.device) * TILE // scale.rows).clamp(max=len(levels) - 1)
     levels = levels[block].reshape(layout.tiles, layout.pieces, -1).contiguous().view(torch.uint8)
@@ -320,7 +332,7 @@ def _pack_outliers(sparse: Sparse, layout: Layout) -> tuple[Tensor, Tensor]:
     piece, order = (row // TILE * layout.pieces + column // PIECE).sort(stable=True)
     ends = torch.bincount(piece, minlength=layout.tiles * layout.pieces).cumsum(0).int()
     where = F.pad(torch.stack((F.pad(ends[:-1], (1, 0)), ends), -1), (0, 2))
-    value = sparse.values.detach().view(torch.int16).int() << 16
+    value = sparse.values.detach().half().view(torch.int16).int() << 16
     return where.view(layout.tiles, layout.pieces, 4).view(torch.uint8), (value | place.int())[order]
 
 

@@ -1,7 +1,8 @@
 """The four kinds of codes and what each decodes to, in plain torch. Knows codes and tables; knows no layer, no method.
 
 A kind is a module of buffers (codes, packed as in the file) and parameters (what tuning may move). Its `forward()`
-is the definition of decoding: (N, D) fp32, before the scale, differentiable with respect to its parameters.
+is the definition of decoding: (N, D) fp32, before the scale, differentiable with respect to its parameters. Kinds that
+are `apart`, whose rows have codes of their own, take `forward(rows)`, (R,) int64 in [0, N), for these alone: (R, D).
 """
 
 from __future__ import annotations
@@ -31,6 +32,8 @@ def half(*shape: int) -> nn.Parameter:
 class Grid(nn.Module):
     """Uniform levels: code − zero. zero: see `compress.tables`, one a scale group; None for the symmetric 2^(bits−1)."""
 
+    apart = True
+
     def __init__(self, N: int, D: int, bits: int, zero: nn.Module | None = None) -> None:
         super().__init__()
         self.N, self.D, self.bits, self.zero = N, D, bits, zero
@@ -39,16 +42,18 @@ class Grid(nn.Module):
     def spec(self) -> dict[str, Any]:
         return {"bits": self.bits}
 
-    def forward(self) -> Tensor:
-        q = ops.unpack(self.codes, self.D, self.bits).float()  # (N, D)
+    def forward(self, rows: Tensor | None = None) -> Tensor:
+        q = ops.unpack(ops.taken(self.codes, rows), self.D, self.bits).float()  # (N, D)
         if self.zero is None:
             return q - 2 ** (self.bits - 1)
-        zero = self.zero()  # (N, G)
+        zero = self.zero(rows)  # (N, G)
         return (q.unflatten(1, (zero.shape[1], -1)) - zero[..., None]).flatten(1)
 
 
 class Lut(nn.Module):
     """Free levels: each row (rows = N) or the whole tensor (rows = 1) has 2^bits of its own."""
+
+    apart = True
 
     def __init__(self, N: int, D: int, bits: int, rows: int) -> None:
         super().__init__()
@@ -60,9 +65,10 @@ class Lut(nn.Module):
     def spec(self) -> dict[str, Any]:
         return {"bits": self.bits, "rows": self.rows}
 
-    def forward(self) -> Tensor:
-        index = ops.unpack(self.codes, self.D, self.bits).long()  # (N, D)
-        return self.levels.float().expand(self.N, -1).gather(1, index)
+    def forward(self, rows: Tensor | None = None) -> Tensor:
+        index = ops.unpack(ops.taken(self.codes, rows), self.D, self.bits).long()  # (N, D)
+        levels = ops.taken(self.levels.expand(self.N, -1), rows).float()
+        return levels.gather(1, index)
 
 
 class Additive(nn.Module):
@@ -72,6 +78,8 @@ class Additive(nn.Module):
     share one `codebooks` parameter. int8: the codebooks are whole numbers, −127 to 127, times one fp16 `step` a codebook;
     tuning learns real words and rounds them (`int8_grid`).
     """
+
+    apart = True
 
     def __init__(self, N: int, D: int, books: int, bits: int, group: int, int8: bool = False) -> None:
         super().__init__()
@@ -89,12 +97,13 @@ class Additive(nn.Module):
     def spec(self) -> dict[str, Any]:
         return {"books": self.books, "bits": self.bits, "group": self.group, "int8": self.int8}
 
-    def indices(self) -> Tensor:
+    def indices(self, rows: Tensor | None = None) -> Tensor:
         """(N, D/group, M) int32."""
-        return ops.unpack(self.codes, self.D // self.group * self.books, self.bits).unflatten(1, (-1, self.books))
+        codes = ops.taken(self.codes, rows)
+        return ops.unpack(codes, self.D // self.group * self.books, self.bits).unflatten(1, (-1, self.books))
 
-    def forward(self) -> Tensor:
-        index = self.indices().long()
+    def forward(self, rows: Tensor | None = None) -> Tensor:
+        index = self.indices(rows).long()
         words = (book[index[..., m]] for m, book in enumerate(self.words()))
         return sum(words).flatten(1)  # (N, D/group, group) -> (N, D)
 
@@ -111,6 +120,8 @@ class Trellis(nn.Module):
     BAND outputs form a chain of BAND · D weights, `step` new bits each, window 2^`window` states; the order of a chain
     is `chain_order`. Needs N and D divisible by BAND. A chain's first window is free: (window − step) bits more.
     """
+
+    apart = False
 
     def __init__(self, N: int, D: int, step: int, window: int) -> None:
         super().__init__()

@@ -41,6 +41,11 @@ def pack(codes: Tensor, bits: int) -> Tensor:
     return stream[..., :-2].to(torch.uint8, memory_format=torch.contiguous_format)
 
 
+def taken(table: Tensor, rows: Tensor | None) -> Tensor:
+    """Those rows of a table, or the whole of it for None."""
+    return table if rows is None else table[rows]
+
+
 def packed_bytes(count: int, bits: int) -> int:
     """Bytes that `count` codes of `bits` bits take."""
     return (count * bits + 7) // 8

@@ -1,4 +1,7 @@
-"""Tables of one number a row and group: scales and zeros, plain or themselves quantised. Knows no weight."""
+"""Tables of one number a row and group: scales and zeros, plain or themselves quantised. Knows no weight.
+
+`forward(rows)` gives (N, G) fp32; with rows, (R,) int64 in [0, N), these alone: (R, G).
+"""
 
 from __future__ import annotations
 
@@ -27,9 +30,8 @@ class Real(nn.Module):
     def spec(self) -> dict[str, Any]:
         return {"groups": self.values.shape[1]}
 
-    def forward(self) -> Tensor:
-        """(N, G) fp32."""
-        return self.values.float()
+    def forward(self, rows: Tensor | None = None) -> Tensor:
+        return ops.taken(self.values, rows).float()
 
 
 class Whole(nn.Module):
@@ -51,9 +53,8 @@ class Whole(nn.Module):
     def spec(self) -> dict[str, Any]:
         return {"groups": self.groups, "bits": self.bits}
 
-    def forward(self) -> Tensor:
-        """(N, G) fp32."""
-        return ops.unpack(self.codes, self.groups, self.bits).float()
+    def forward(self, rows: Tensor | None = None) -> Tensor:
+        return ops.unpack(ops.taken(self.codes, rows), self.groups, self.bits).float()
 
 
 class TwoLevel(nn.Module):
@@ -74,12 +75,15 @@ class TwoLevel(nn.Module):
     def spec(self) -> dict[str, Any]:
         return {"groups": self.groups, "bits": self.bits, "rows": self.rows}
 
-    def forward(self) -> Tensor:
-        """(N, G) fp32."""
-        codes = ops.unpack(self.codes, self.groups, self.bits).float()
-        rows = min(self.rows, self.N)
-        scale, zero = (t.float().repeat_interleave(rows, 0)[: self.N] for t in (self.scale, self.zero))
+    def forward(self, rows: Tensor | None = None) -> Tensor:
+        codes = ops.unpack(ops.taken(self.codes, rows), self.groups, self.bits).float()
+        scale, zero = (self._spread(t.float(), rows) for t in (self.scale, self.zero))
         return scale * (codes - zero)
+
+    def _spread(self, level: Tensor, rows: Tensor | None) -> Tensor:
+        """(blocks, G) -> (N, G), or of those rows."""
+        block = min(self.rows, self.N)
+        return level.repeat_interleave(block, 0)[: self.N] if rows is None else level[rows // block]
 
 
 TABLES: dict[str, type[nn.Module]] = {"real": Real, "whole": Whole, "two_level": TwoLevel}

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from compress import ops
 from compress.decode import KINDS
 from compress.errors import CompressError
 from compress.tables import TABLES
@@ -51,11 +52,19 @@ class Sparse(nn.Module):
         if (self.columns.long() >= self.D).any():
             raise CompressError(f"it has outliers beyond its {self.D} inputs")
 
-    def forward(self) -> Tensor:
-        """(N, D) fp32, dense."""
-        row = torch.arange(self.N, device=self.starts.device).repeat_interleave(self.starts.diff())
-        where = row, self.columns.long()
-        return self.values.new_zeros(self.N, self.D, dtype=torch.float32).index_put(where, self.values.float())
+    def forward(self, rows: Tensor | None = None) -> Tensor:
+        """(N, D) fp32, dense; of `rows` (R,) alone: (R, D)."""
+        starts, counts = self.starts[:-1], self.starts.diff()
+        columns, values = self.columns.long(), self.values
+        if rows is not None:
+            starts, counts = starts[rows], counts[rows]
+            before = counts.cumsum(0) - counts  # outliers of the rows above
+            at = (starts - before).repeat_interleave(counts)
+            at = at + torch.arange(len(at), device=at.device)
+            columns, values = columns[at], values[at]
+        row = torch.arange(len(counts), device=starts.device).repeat_interleave(counts)
+        dense = self.values.new_zeros(len(counts), self.D, dtype=torch.float32)
+        return dense.index_put((row, columns), values.float())
 
 
 class LowRank(nn.Module):
@@ -69,9 +78,9 @@ class LowRank(nn.Module):
     def spec(self) -> dict[str, Any]:
         return {"rank": len(self.A)}
 
-    def forward(self) -> Tensor:
-        """(N, D) fp32."""
-        return self.B.float() @ self.A.float()
+    def forward(self, rows: Tensor | None = None) -> Tensor:
+        """(N, D) fp32; of `rows` (R,) alone: (R, D)."""
+        return ops.taken(self.B, rows).float() @ self.A.float()
 
 
 class QuantizedWeight(nn.Module):
@@ -97,12 +106,12 @@ class QuantizedWeight(nn.Module):
         self.transform = transform or Transform(decode.N, decode.D)
         self.sparse, self.low_rank = sparse, low_rank
 
-    def coded(self) -> Tensor:
-        """scale ⊙ decode(codes): (N', D') fp32, in the space of the codes."""
-        w = self.decode()
+    def coded(self, rows: Tensor | None = None) -> Tensor:
+        """scale ⊙ decode(codes): (N', D') fp32, in the space of the codes; of `rows` (R,) alone where they are `apart`."""
+        w = self.decode() if rows is None else self.decode(rows)
         if self.scale is None:
             return w
-        scale = self.scale()  # (N', G)
+        scale = self.scale(rows)  # (N', G)
         return (w.unflatten(1, (scale.shape[1], -1)) * scale[..., None]).flatten(1)
 
     def dense(self) -> Tensor:
@@ -112,6 +121,28 @@ class QuantizedWeight(nn.Module):
         for part in (self.sparse, self.low_rank):
             w = w if part is None else w + part()
         return w
+
+    @property
+    def apart(self) -> bool:
+        """Whether a row can be decoded alone: not from a trellis' chain of rows, nor through a transform that mixes rows."""
+        return self.decode.apart and self.transform.out_block == 1
+
+    def rows(self, ids: Tensor) -> Tensor:
+        """(…) integers in [0, N) -> (…, D) fp32: dense()[ids], differentiable as it. Costs these rows alone if `apart`.
+
+        Raises IndexError for ids on the CPU that lie outside; on a GPU torch aborts the program's kernels, as its own embedding.
+        """
+        N, D = self.shape
+        at = ids.long().flatten()
+        seen = at.device.type == "cpu" and not torch.compiler.is_compiling()
+        if seen and at.numel() and not (0 <= at.min() and at.max() < N):
+            raise IndexError(f"rows of this weight are 0 to {N - 1}, not {at.min()} to {at.max()}")
+        if not self.apart:
+            return self.dense()[at].view(*ids.shape, D)
+        w = self.transform.back(self.coded(at))[:, :D]
+        for part in (self.sparse, self.low_rank):
+            w = w if part is None else w + part(at)
+        return w.view(*ids.shape, D)
 
     def check(self) -> None:
         """Raises CompressError for loaded numbers that point outside; codes cannot, they have just the bits they need."""

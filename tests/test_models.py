@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -113,18 +114,26 @@ def test_a_broken_model_folder_is_a_sentence(tmp_path: Path) -> None:
         models.load(str(tmp_path))
 
 
-def test_a_compressed_base_writes_and_learns_like_any_other(tiny_base: Path, tmp_path: Path) -> None:
-    from compress.checkpoint import save_model
-    from compress.linear import QuantizedLinear, quantized_layers
+def write_small(tiny_base: Path, out: Path) -> Any:
+    """The base with layers of 8 bits in `out`; the same in memory."""
+    from compress.checkpoint import load_model, save_model
+    from compress.linear import QuantizedLinear
     from compress.methods import rtn
 
-    net, _ = models.load_base(str(tiny_base))
+    net = load_model(tiny_base)
     for name, layer in [(n, m) for n, m in net.model.named_modules() if type(m).__name__ == "Linear"]:
         weights, D = [layer.weight.detach().float()], layer.in_features
         (weight,) = rtn.quantize(weights, [torch.eye(D)[None]], rtn.Config(bits=8))
         owner, _, leaf = name.rpartition(".")
         setattr(net.model.get_submodule(owner), leaf, QuantizedLinear(weight, layer.bias))
-    save_model(net, tiny_base, tmp_path / "small")
+    save_model(net, tiny_base, out)
+    return net
+
+
+def test_a_compressed_base_writes_and_learns_like_any_other(tiny_base: Path, tmp_path: Path) -> None:
+    from compress.linear import quantized_layers
+
+    net = write_small(tiny_base, tmp_path / "small")
     small = models.load(str(tmp_path / "small"))
     assert quantized_layers(small.net), "the layers stay compressed"
     ids = torch.tensor([small.encode(CHAT)])
@@ -138,3 +147,29 @@ def test_a_compressed_base_writes_and_learns_like_any_other(tiny_base: Path, tmp
     (tmp_path / "small" / "compressed.safetensors").write_bytes(b"")
     with pytest.raises(UserError, match="damaged"):
         models.load_base(str(tmp_path / "small"))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
+def test_on_a_gpu_drafts_need_packed_codes_and_training_the_layers(tiny_base: Path, tmp_path: Path) -> None:
+    from compress.linear import PackedLinear, QuantizedLinear
+
+    write_small(tiny_base, tmp_path / "small")
+    learner, tokenizer = models.load_base(str(tmp_path / "small"))
+    before = [type(m) for m in learner.modules()].count(QuantizedLinear)
+    small = models.load(str(tmp_path / "small"))
+    assert [type(m) for m in small.net.modules()].count(PackedLinear) == before > 0
+    assert not [m for m in small.net.modules() if isinstance(m, QuantizedLinear)]
+    assert list(small.generate(CHAT, Sampling(max_tokens=4)))
+    ids = torch.tensor([small.encode(CHAT)], device=learner.device)
+    with torch.no_grad():
+        found, wanted = small.net(ids).logits.float(), learner(ids).logits.float()
+    assert (found - wanted).norm() < 0.05 * wanted.norm(), "bf16"
+    learner = attach_lora(learner, rank=2, alpha=4, dropout=0.0)
+    learner(ids, labels=ids).loss.backward()
+    assert all(p.grad.abs().sum() > 0 for n, p in learner.named_parameters() if "lora_B" in n)
+    folder = tmp_path / "adapter"
+    learner.save_pretrained(folder, save_embedding_layers=False)
+    (folder / "report.json").write_text("{}")
+    adapted = models.load(str(tmp_path / "small"), folder)
+    assert [type(m) for m in adapted.net.modules()].count(PackedLinear) == before
+    assert list(adapted.generate(CHAT, Sampling(max_tokens=4)))

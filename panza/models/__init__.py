@@ -133,11 +133,40 @@ def _has_gpu() -> bool:
 
 
 def load(base: str = "", adapter: Path | None = None, fetch: bool = False) -> TorchModel:
-    """The model to draft with. base, fetch: as in `load_base`. adapter: a folder that `panza train` wrote."""
-    net, tokenizer = load_base(base, fetch)
+    """The model to draft with. base, fetch: as in `load_base`. adapter: a folder that `panza train` wrote.
+
+    A compressed one is for drafts alone: on a GPU its layers are what the kernels there read, and no more.
+    """
+    net, tokenizer = _open(base, fetch)
+    packs = _packs(net)
+    net = net if packs else _held(net)
     if adapter is not None:
         net = adapters.attach_saved(net, adapter)
+    if packs:
+        net = _packed(net)
     return TorchModel(net.eval(), ChatTokenizer(tokenizer), base_id(base))
+
+
+def _packs(net: Any) -> bool:
+    """Whether a GPU's kernels multiply the codes of this model."""
+    from compress.cuda import usable
+    from compress.linear import quantized_layers
+
+    return bool(quantized_layers(net)) and usable(net.device, _dtype())
+
+
+def _packed(net: Any) -> Any:
+    """`net` with the codes of each compressed layer as the kernels read them; those that they do not take are decoded once."""
+    from compress.linear import pack_
+
+    return _held(pack_(net, _dtype()))
+
+
+def _held(net: Any) -> Any:
+    """`net` with each compressed layer decoded once."""
+    from compress.linear import hold_
+
+    return hold_(net, _dtype())
 
 
 def base_id(base: str) -> str:
@@ -162,6 +191,12 @@ def load_base(base: str = "", fetch: bool = False) -> tuple[Any, Any]:
     base: "" for the embedded model, a directory, or a hub name.
     fetch: a hub name that is not in the local cache may be downloaded; nothing else ever touches the network.
     """
+    net, tokenizer = _open(base, fetch)
+    return _held(net), tokenizer
+
+
+def _open(base: str, fetch: bool) -> tuple[Any, Any]:
+    """`load_base` before its compressed weights, if it has any, are decoded."""
     settle_libraries()
     where = _place(base)
     try:
@@ -205,32 +240,33 @@ def _device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def _load(where: str, local: bool) -> tuple[Any, Any]:
+def _dtype() -> Any:
     import torch
+
+    return torch.bfloat16 if torch.cuda.is_available() else torch.float32
+
+
+def _load(where: str, local: bool) -> tuple[Any, Any]:
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.disable_progress_bar() if local else transformers_logging.enable_progress_bar()
     tokenizer = AutoTokenizer.from_pretrained(where, local_files_only=local)
-    dtype = torch.bfloat16 if torch.cuda.is_available() else torch.float32
+    dtype = _dtype()
     if any((Path(where) / name).exists() for name in COMPRESSED):  # asked before compress, which loads torch at import
         return _load_compressed(Path(where), dtype), tokenizer
     return AutoModelForCausalLM.from_pretrained(where, dtype=dtype, local_files_only=local), tokenizer
 
 
 def _load_compressed(folder: Path, dtype: Any) -> Any:
-    """A model that `compress` wrote, its weights decoded once."""
+    """A model that `compress` wrote."""
     from compress.checkpoint import load_model
     from compress.errors import CompressError
-    from compress.linear import quantized_layers
 
     try:
-        net = load_model(folder, dtype, _device())
+        return load_model(folder, dtype, _device())
     except CompressError as error:
         raise UserError(f"{error}.") from error
-    for layer in quantized_layers(net).values():
-        layer.hold(dtype)
-    return net
 
 
 def _no_model(where: str, base: str, error: Exception) -> UserError:

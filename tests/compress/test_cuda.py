@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import os
 from dataclasses import replace
@@ -47,6 +48,9 @@ def weights() -> dict[str, QuantizedWeight]:
         "additive, groups": QuantizedWeight((80, 512), Additive(80, 512, 2, 8, 8), Real(80, 4)),
         "additive 1x16": QuantizedWeight((37, 264), Additive(37, 264, 1, 16, 8), Real(37, 1)),
         "additive int8": QuantizedWeight((301, 1496), Additive(301, 1496, 2, 8, 8, int8=True), Real(301, 1)),
+        "spqr, groups of 32": QuantizedWeight((75, 1056), Grid(75, 1056, 2, TwoLevel(75, 33, 3, 32)), TwoLevel(75, 33, 3, 32), sparse=outliers(75, 1056, 0.01)),
+        "trellis and outliers": QuantizedWeight((80, 512), Trellis(80, 512, 2, 7), Real(80, 1), sparse=outliers(80, 512, 0.02)),
+        "additive and outliers": QuantizedWeight((70, 512), Additive(70, 512, 2, 8, 8), Real(70, 1), sparse=outliers(70, 512, 0.02)),
         "larger than a block": QuantizedWeight((1056, 2048), Grid(1056, 2048, 3), Real(1056, 16), Transform.random(1056, 2048, 2048, 32, 3)),
     }  # fmt: skip
     for bits in (2, 3, 4, 8):
@@ -221,9 +225,60 @@ def test_outliers_lie_by_pieces_where_fragments_have_their_weights(name: str):
     assert torch.equal(whole[: weight.sparse.N, : weight.sparse.D], weight.sparse())
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_tables_are_packed_as_halves_also_of_a_model_moved_to_another_dtype(dtype: torch.dtype):
+    for name in ("spqr", "spqr of all rows", "gptq", "trellis 2 7", "additive 2x8", "additive int8", "trellis, groups"):
+        weight = weights()[name].to(dtype)
+        again = copy.deepcopy(weight).half()
+        for part, of_half in zip(cuda.pack(weight).parts, cuda.pack(again).parts, strict=True):
+            assert part.dtype == of_half.dtype and torch.equal(part, of_half)
+
+
+def test_a_large_weight_is_packed_some_rows_at_a_time():
+    N, D = 4099, 4104
+    assert N * D > cuda.AT_ONCE
+    for decode, part in (
+        (Grid(N, D, 4), lambda n: Grid(n, D, 4)),
+        (Additive(N, D, 2, 8, 8), lambda n: Additive(n, D, 2, 8, 8)),
+    ):
+        decode.codes.random_(0, 256)
+        packed = cuda.pack(QuantizedWeight((N, D), decode)).parts[0]
+        for rows in (slice(0, 16), slice(4064, 4080), slice(4080, N)):
+            alone = part(len(range(N)[rows]))
+            alone.codes = decode.codes[rows]
+            expected = cuda.pack(QuantizedWeight((alone.N, D), alone)).parts[0]
+            assert torch.equal(packed[rows.start // TILE : -(-rows.stop // TILE)], expected)
+
+
+def test_a_packed_weight_follows_its_tensors():
+    weight = filled(QuantizedWeight((4096, 128), Grid(4096, 128, 4), Real(4096, 1)))
+    layer, values = QuantizedLinear(weight).requires_grad_(False), weight.scale.values
+    assert layer.packed() is layer.packed()
+    for _ in range(20):
+        new = torch.rand(4096, 1)
+        values.data = torch.empty(0).half()  # its memory is free, and where the next tensor may lie
+        values.data = new.half()
+        assert torch.equal(layer.packed().parts[3], values[:, 0])
+    for change in (lambda: weight.decode.codes.random_(0, 256), lambda: values.mul_(2)):
+        change()
+        fresh = cuda.pack(weight).parts
+        assert all(torch.equal(a, b) for a, b in zip(layer.packed().parts, fresh, strict=True))
+    assert copy.deepcopy(layer)._packed.packed is None, "a copy makes its own"
+
+
+def test_layers_off_the_gpu_are_left_to_torch():
+    weight = filled(QuantizedWeight((32, 128), Grid(32, 128, 4), Real(32, 1)))
+    layer = QuantizedLinear(weight).requires_grad_(False)
+    assert not layer.multiplies_codes(torch.ones(1, 128).half())
+    assert layer.to("meta")(torch.empty(2, 128, device="meta").half()).shape == (2, 32)
+
+
 def test_kinds_without_kernels_are_left_to_torch():
     assert cuda.pack(filled(QuantizedWeight((75, 339), Lut(75, 339, 3, rows=75)))) is None
     assert cuda.pack(filled(QuantizedWeight((32, 64), Additive(32, 64, 4, 4, 8)))) is None
+    for G in (4, 32):  # groups of 128, and of 16 as SpQR has them
+        mixed = QuantizedWeight((40, 512), Grid(40, 512, 3, TwoLevel(40, 1, 3, 16)), TwoLevel(40, G, 3, 16))
+        assert cuda.pack(filled(mixed)) is None
     assert cuda.pack(filled(QuantizedWeight((32, 72), Grid(32, 72, 4), Real(32, 9)))) is None  # groups of 8
 
 
@@ -354,7 +409,7 @@ def test_gradients_of_inputs_are_those_of_the_definition(name: str):
 
 
 @needs_gpu
-def test_a_layer_on_a_gpumultiplies_codes_and_follows_their_changes():
+def test_a_layer_on_a_gpu_multiplies_codes_and_follows_their_changes():
     weight = weights()["grid 3 g128"]
     layer = QuantizedLinear(weight, torch.randn(weight.shape[0])).cuda().requires_grad_(False)
     for dtype in (torch.float16, torch.bfloat16):
@@ -362,7 +417,7 @@ def test_a_layer_on_a_gpumultiplies_codes_and_follows_their_changes():
         assert layer.multiplies_codes(x) and not layer.multiplies_codes(x.float())
         for _ in range(2):
             exact = F.linear(x.double(), weight.dense().double(), layer.bias.double())
-            assert relative(layer(x), exact) < 2e-2 if dtype == torch.bfloat16 else 1e-3
+            assert relative(layer(x), exact) < (2e-2 if dtype == torch.bfloat16 else 1e-3)
             weight.decode.codes.random_(0, 256)
     weight.requires_grad_(True)
     assert not layer.multiplies_codes(x), "a parameter's gradient is the definition's"
@@ -409,6 +464,31 @@ def test_a_launch_waits_for_what_the_one_before_it_writes(name: str):
     for B in (1, 8, 40):
         x = torch.randn(B, weight.shape[1], device="cuda").half()
         assert torch.equal(chain(x, False), chain(x, True))
+
+
+@needs_gpu
+def test_a_graph_captured_before_a_layer_is_packed_is_right():
+    weight = weights()["grid 3 g128"]
+    layer = QuantizedLinear(weight).cuda().requires_grad_(False)
+    x = torch.randn(2, weight.shape[1], device="cuda").half()
+    F.linear(x, weight.dense().half())  # cuBLAS is there, and the kernels
+    assert cuda.usable(x.device)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        later = layer(x)
+    assert layer._packed.packed is None
+    x.normal_()
+    graph.replay()
+    exact = x.double() @ weight.dense().double().T
+    assert relative(later, exact) < 1e-3 and relative(layer(x), exact) < 1e-3
+
+
+@needs_gpu
+def test_a_layer_away_from_its_inputs_is_left_to_torch():
+    weight = weights()["grid 3 g128"]
+    layer = QuantizedLinear(weight).requires_grad_(False)
+    x = torch.randn(2, weight.shape[1], device="cuda").half()
+    assert relative(layer(x), x.double() @ weight.dense().double().T.cuda()) < 1e-3
 
 
 @needs_gpu
