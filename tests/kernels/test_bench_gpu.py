@@ -51,6 +51,8 @@ def test_kernels_are_chosen_by_parts_of_names():
 
 def test_packages_that_are_missing_have_a_line_and_no_rivals(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     monkeypatch.setattr(sys, "path", [str(tmp_path)])
+    for name in rivals_gpu.INSTALL:
+        monkeypatch.delitem(sys.modules, name, raising=False)  # another test may have brought it
     assert rivals_gpu.rivals(512, 256) == {}
     assert [line.split(" is not installed: pip install ")[0] for line in rivals_gpu.missing()] == list(
         rivals_gpu.INSTALL
