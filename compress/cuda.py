@@ -100,7 +100,7 @@ def usable(device: torch.device, dtype: torch.dtype = torch.float16) -> bool:
 @lru_cache
 def _usable(index: int) -> bool:
     try:
-        if nvrtc.kernel("hadamard", index, smallest=SMALLEST, overlap=True) is not None:
+        if nvrtc.kernel("hadamard", index, None, ("-DBLOCK=1",), SMALLEST, overlap=True) is not None:
             return True
         why = "there is no NVRTC beside torch, no NVIDIA driver, or the GPU is older than compute capability 7.5"
     except (RuntimeError, OSError, AttributeError) as error:  # no sources there, or another NVRTC than we know
@@ -624,14 +624,13 @@ def rotated(
 
     order: (whole,) int32, where each comes from. signs: before the transform, or `after` it. bias: (D,) of `dtype`.
     """
-    d, used = x.shape[1], min(D, whole)
-    y = (torch.zeros if D > whole else torch.empty)(len(x), D, dtype=dtype, device=x.device)
-    span = max(block, 1024)
-    launch = _kernel("hadamard", x.device.index, "hadamard")
-    kinds = {torch.float16: 0, torch.bfloat16: 1, torch.float32: 2}
+    d, kinds = x.shape[1], {torch.float16: 0, torch.bfloat16: 1, torch.float32: 2}
+    y = torch.empty(len(x), D, dtype=dtype, device=x.device)
+    warps = max(4, block // 256)
+    launch = _kernel("hadamard", x.device.index, "hadamard", (f"-DBLOCK={block}",))
     if len(x):
         launch(
-            len(x) * -(-whole // span), 512, span * 4, x.contiguous(), y, order, signs, bias, d, used, D, whole, block,
+            len(x) * -(-max(whole, D) // (warps * 256)), warps * 32, 0, x.contiguous(), y, order, signs, bias, d, D, whole,
             int(after), kinds[x.dtype], kinds[dtype],
         )  # fmt: skip
     return y

@@ -296,7 +296,8 @@ def test_every_kernel_compiles_for_old_and_new_cards():
                 k = cuda.knobs(layout, 16 if part == 1 else 8, card)
                 flags = cuda._flags(layout, part, 8, bf16, 1 if part != 1 else 2, k)
                 assert nvrtc.compiled(source, capability, compiler, flags)[1:4] == b"ELF"
-    nvrtc.compiled((nvrtc.sources() / "hadamard.cu").read_bytes(), (7, 5), compiler)
+    for block in (1, 16, 512, 8192):
+        nvrtc.compiled((nvrtc.sources() / "hadamard.cu").read_bytes(), (7, 5), compiler, (f"-DBLOCK={block}",))
 
 
 @pytest.mark.parametrize("room", [64 * 1024, 99 * 1024, 163 * 1024, 227 * 1024])
