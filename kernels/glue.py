@@ -1,8 +1,8 @@
 """What stands between the products of a Llama layer that reads one token a sequence, as three Triton kernels with their plain
 definition at the end. Knows no weights.
 
-Where the card can (Hopper on), a kernel begins while the one before it ends (programmatic dependent launch): what it reads ahead
-of `gdc_wait` is constant during a step, but for the cache, whose place of the new token it does not use.
+Where the card can (Hopper on), a kernel begins before the one ahead of it ends (programmatic dependent launch): what it reads
+before `gdc_wait` is constant during a step, but for the cache, whose place of the new token it does not use.
 """
 
 from __future__ import annotations
@@ -24,18 +24,15 @@ LEAST = tl.constexpr(-1e30)  # a score of what is not to be seen; finite, so tha
 def _early() -> dict[str, bool]:
     """Options of each launch."""
     early = torch.cuda.is_available() and torch.cuda.get_device_capability() >= (9, 0)
-    return {"EARLY": 1, "launch_pdl": True} if early else {"EARLY": 0}
+    return {"EARLY": True, "launch_pdl": True} if early else {"EARLY": False}
 
 
 @triton.jit
 def _previous_kernel(EARLY: tl.constexpr):
-    """Has ended, after this."""
-    if EARLY == 2:
-        gdc_launch_dependents()
+    """Has ended, after this. The next kernel may begin before that: it waits for this one, and this one for all before it."""
     if EARLY:
-        gdc_wait()
-    if EARLY == 1:
         gdc_launch_dependents()
+        gdc_wait()
 
 
 @triton.jit
@@ -49,10 +46,10 @@ def _added_norm(x, more, weight, y, normed, EPS: tl.constexpr, D: tl.constexpr, 
     tl.store(normed + place, total * tl.rsqrt(tl.sum(total * total) / D + EPS) * w)
 
 
-def added_norm(x: Tensor, more: Tensor, weight: Tensor, warps: int = 8) -> tuple[Tensor, Tensor]:
+def added_norm(x: Tensor, more: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
     """x + more, and its RMS norm. x, more: (B, D); weight: (D,) fp32; D: a power of two."""
     y, normed = torch.empty_like(x), torch.empty_like(x)
-    _added_norm[(len(x),)](x, more, weight, y, normed, EPSILON, x.shape[1], **_early(), num_warps=warps)
+    _added_norm[(len(x),)](x, more, weight, y, normed, EPSILON, x.shape[1], **_early(), num_warps=8)
     return y, normed
 
 
@@ -123,23 +120,24 @@ def _attended(
     if tl.atomic_add(done + row, 1) == TILES - 1:
         tl.debug_barrier()
         tl.store(done + row, 0)
-        g = tl.arange(0, GROUP)
+        g = tl.arange(0, GROUP)  # what others wrote is read past the L1 cache: .cg
         tops = tl.full((GROUP,), LEAST, tl.float32)
         for i in tl.static_range(TILES):
-            tops = tl.maximum(tops, tl.load(marks + 2 * ((row * TILES + i) * GROUP + g)))
+            one = (row * TILES + i) * GROUP + g
+            tops = tl.maximum(tops, tl.load(marks + 2 * one, cache_modifier=".cg"))
         parts, totals = tl.zeros((GROUP, SIZE), tl.float32), tl.zeros((GROUP,), tl.float32)
         for i in tl.static_range(TILES):
             one = (row * TILES + i) * GROUP + g
-            share = tl.exp2(tl.load(marks + 2 * one) - tops)
-            totals += share * tl.load(marks + 2 * one + 1)
-            parts += share[:, None] * tl.load(sums + one[:, None] * SIZE + d)
+            share = tl.exp2(tl.load(marks + 2 * one, cache_modifier=".cg") - tops)
+            totals += share * tl.load(marks + 2 * one + 1, cache_modifier=".cg")
+            parts += share[:, None] * tl.load(sums + one[:, None] * SIZE + d, cache_modifier=".cg")
         tl.store(y + (row * GROUP + g)[:, None] * SIZE + d, parts / totals[:, None])
 
 
 class Attention:
     """Rotation, cache and attention of one new token a sequence, with room for what its programs tell each other."""
 
-    def __init__(self, B: int, HEADS: int, KV: int, SIZE: int, TOKENS: int, tile: int = 64, warps: int = 4) -> None:
+    def __init__(self, B: int, HEADS: int, KV: int, SIZE: int, TOKENS: int, tile: int = 64, warps: int = 8) -> None:
         self.sizes, self.grid, self.warps = (KV, HEADS, SIZE, TOKENS, tile), (TOKENS // tile, B * KV), warps
         device = "cuda" if torch.cuda.is_available() else "cpu"  # Triton's interpreter
         self.sums = torch.empty(B * HEADS * (TOKENS // tile), SIZE, device=device)
