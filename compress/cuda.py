@@ -222,12 +222,10 @@ def _pack_additive(decode: Additive, layout: Layout) -> Coded | None:
     wide = decode.bits == 16 and decode.books == 1
     if decode.group != 8 or not (wide or (decode.bits == 8 and decode.books <= 8)):
         return None
-    count = 2 if wide else decode.books  # bytes of 8 inputs
+    count = 2 if wide else decode.books  # bytes of 8 inputs: a code of 16 bits is two, the low one first
 
     def words(codes: Tensor) -> Tensor:
-        parts = codes.reshape(
-            len(codes), -1, count
-        )  # (n, D / 8, bytes): a code of 16 bits is two of them, the low one first
+        parts = codes.reshape(len(codes), -1, count)  # (n, D / 8, bytes)
         lanes = _lanes(parts.repeat_interleave(8, 1), layout)[..., 0, :]  # (tiles, pieces, g, t, j, half, bytes)
         return _interleaved(_words(lanes.reshape(-1, layout.pieces, 32, 8 * count)))
 

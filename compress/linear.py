@@ -99,8 +99,6 @@ class QuantizedLinear(nn.Linear):
             if tensors[0].is_cuda and torch.cuda.is_current_stream_capturing():
                 return None
             cached = _Cached(now, tensors, cuda.pack(self.quantized))
-            if tensors[0].is_cuda:  # whoever finds it there may run on another stream
-                torch.cuda.current_stream(tensors[0].device).synchronize()
             self._packed = cached
         return cached.packed
 

@@ -204,7 +204,7 @@ def test_scales_and_zeros_lie_where_lanes_read_them(name: str):
                 assert entries[n // TILE, group, g, which, second] == values[n, d]
 
 
-@pytest.mark.parametrize("name", ["spqr", "spqr of all rows", "grid and outliers"])
+@pytest.mark.parametrize("name", [n for n in NAMES if n.startswith("spqr") or n.endswith("outliers")])
 def test_outliers_lie_by_pieces_where_fragments_have_their_weights(name: str):
     weight = weights()[name]
     packed = cuda.pack(weight)
