@@ -83,12 +83,14 @@ void Session::read(const std::vector<int>& tokens, const std::function<bool()>& 
     std::lock_guard lock(busy_);
     check(tokens);
     logits_.clear();
-    for (size_t at = 0; at < tokens.size(); at += CHUNK) {
+    for (size_t at = 0; at < tokens.size();) {
         if (stopped && stopped()) return;
-        const int count = (int)std::min<size_t>(CHUNK, tokens.size() - at);
-        const bool last = at + count == tokens.size();
+        const int left = (int)(tokens.size() - at);
+        const int count = left > CHUNK && left < CHUNK + ALIKE ? CHUNK - ALIKE : std::min(CHUNK, left);
+        const bool last = count == left;
         if (last) logits_.resize(model_->shape().vocab);
         pass(tokens.data() + at, count, last ? logits_.data() : nullptr, false);
+        at += count;
     }
 }
 
@@ -97,14 +99,15 @@ int Session::prompt(const std::vector<int>& tokens, const std::function<bool()>&
     expect(!tokens.empty(), "a prompt has at least one token");
     size_t common = 0;
     while (common < std::min(tokens_.size(), tokens.size()) && tokens_[common] == tokens[common]) common++;
-    common = std::min(common, tokens.size() - 1);
+    common = std::min({common, (size_t)alike_, tokens.size() - std::min<size_t>(tokens.size(), ALIKE)});
     const auto before = tokens_;
+    const int alike_before = alike_;
     const std::vector<int> rest(tokens.begin() + common, tokens.end());
     truncate((int)common);
     try {
         check(rest);
     } catch (...) {
-        tokens_ = before;  // the cache still holds them: nothing was read
+        tokens_ = before, alike_ = alike_before;  // the cache still holds them: nothing was read
         throw;
     }
     read(rest, stopped);
@@ -126,6 +129,7 @@ void Session::truncate(int length) {
     std::lock_guard lock(busy_);
     if (length < 0 || (size_t)length >= tokens_.size()) return;
     tokens_.resize(length);
+    alike_ = std::min(alike_, length);
     logits_.clear();
 }
 
@@ -240,6 +244,7 @@ void Session::forward(const int* tokens, int count, float* logits, bool all) {
         add(*layer.down, gate_up_.data(), 2 * s.ffn);
     }
     tokens_.insert(tokens_.end(), tokens, tokens + count);
+    if (count >= ALIKE && alike_ == start) alike_ += count;
     if (!logits) return;
     const int first = all ? 0 : count - 1;
     norm(model_->norm(), first, count - first);

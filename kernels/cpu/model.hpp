@@ -61,7 +61,8 @@ public:
     // pieces of CHUNK tokens; true leaves the session with what was read.
     void read(const std::vector<int>& tokens, const std::function<bool()>& stopped = {});
     // Make the tokens in the cache a prefix of `tokens`, then read the rest: all but what is common with before.
-    // Returns how many had to be read. At least the last one is read, so that there are logits.
+    // Returns how many had to be read. What was before leaves no trace in the logits: the last ALIKE are always read, and all
+    // behind the first that was read among fewer (a draft's), since products of few tokens are rounded otherwise.
     int prompt(const std::vector<int>& tokens, const std::function<bool()>& stopped = {});
     // The logits of every one of `tokens`, read behind the cache: (tokens, vocab).
     std::vector<float> all_logits(const std::vector<int>& tokens);
@@ -79,6 +80,7 @@ public:
     size_t cache_bytes() const { return keys_.size() + values_.size() + steps_.size() * sizeof(float); }
 
     static constexpr int CHUNK = 256;  // tokens that go through the layers together
+    static constexpr int ALIKE = 8;    // tokens of a piece from which a token's numbers do not depend on how many they are
     static constexpr int TILE = 64;    // positions of the cache that attention takes together
 
 private:
@@ -100,6 +102,7 @@ private:
     Buffer keys_, values_;      // [layer][kv head][tile]: keys (head_dim, TILE), values (TILE, head_dim)
     std::vector<float> steps_;  // of 8-bit keys and values: [layer][keys, values][kv head][position]
     std::vector<int> tokens_;
+    int alike_ = 0;             // of these, from the first on: read in pieces of ALIKE or more
     std::vector<float> logits_;
     Random random_{0};
     Company company_;  // of passes over one token
