@@ -59,7 +59,7 @@ def measure(folder: Path, adapter: Path | None, threads: int, count: int, seed: 
     every = drafting_prompts(0, folder)
     plain, counted = runtime.session, Counted(runtime.session)
     faster, total = [], 0
-    for prompt in every[:: len(every) // count]:
+    for prompt in every[:: max(1, len(every) // count)]:
         seconds, drafts = {}, {}
         for guess in (False, True):
             runtime.session = counted if guess else plain

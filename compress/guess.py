@@ -49,8 +49,11 @@ class Pace:
         self.begin()
 
     def begin(self) -> None:
-        """A new text: how many guesses are right is its own."""
+        """A new text: how many guesses are right is its own, and times of a busier hour are forgotten in time."""
         self._right, self._judged = 3.0, 5.0
+        for seconds in self._seconds[1:]:
+            if seconds:
+                seconds.popleft()
 
     def add(self, guesses: int, right: int, seconds: float) -> None:
         """A pass with so many guesses, the first `right` of them right."""

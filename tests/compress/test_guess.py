@@ -49,3 +49,17 @@ def test_what_did_not_pay_is_tried_again():
         chosen.add(n := pace.guesses())
         pace.add(n, 0, 1.0 + 2 * n)
     assert chosen == {0, 1}
+
+
+def test_a_busy_start_is_forgotten_within_a_few_texts():
+    """Passes with guesses took long while something else ran; they pay since."""
+    pace = Pace()
+    for n in (0, 0, 1, 1, 2, 2, 3, 3):
+        pace.add(n, 0, 1.0 if n == 0 else 50.0)
+    chosen = []
+    for _ in range(4):
+        pace.begin()
+        for _ in range(30):
+            chosen.append(n := pace.guesses())
+            pace.add(n, n, 1.0 + 0.05 * n)
+    assert chosen[-30:].count(MOST) > 20
