@@ -106,7 +106,8 @@ def test_a_killed_run_ends_with_the_weights_of_an_undisturbed_one(
         f"""
         import sys; sys.path[:0] = {[str(Path(__file__).parent), str(Path(__file__).parent.parent)]!r}
         from pathlib import Path
-        import dataclasses, test_train, panza.train as t
+        import dataclasses, torch, test_train, panza.train as t
+        torch.set_num_threads({torch.get_num_threads()})  # other tests may have changed it: sums are rounded by it
         t._Run.update.__globals__["_SAVE_EVERY"] = 2
         net, encoded = test_train.loaded(Path({str(tiny_base)!r}))
         config = dataclasses.replace(test_train.CONFIG, dropout={dropout})
