@@ -1,8 +1,8 @@
 """Products with compressed weights on an NVIDIA GPU, by kernels compiled at first use. Knows weights; knows no model, no file.
 
 `pack` lays a weight out in the order in which the tensor cores take it (kernels/cuda/product.cu); `linear` multiplies with
-it: up to 8 tokens from registers, up to 128 in passes of 64, more through the decoded weight and cuBLAS, and so
-do gradients of the inputs. The definition is `compress.weight.QuantizedWeight.dense` and a product with it.
+it: up to 8 tokens at once, up to 128 in passes of at most 64, more through the decoded weight and cuBLAS, as gradients
+of the inputs are. The definition is `compress.weight.QuantizedWeight.dense` and a product with it.
 """
 
 from __future__ import annotations
@@ -345,8 +345,8 @@ class Knobs:
     depth: int  # pieces in flight, at most; in `narrow` runs of them
     team: int = 1  # warps that share a tile's pieces, in `narrow`
     tiles: int = 1  # of a warp at once
-    inputs: int = 1
-    most: int = COPIES
+    inputs: int = 1  # `narrow` keeps x in shared memory, if it fits
+    most: int = COPIES  # bytes for copies of the table
     wgmma: int = 0
     run: int = 1  # pieces that a warp of `narrow` takes together, at most
 
@@ -482,6 +482,16 @@ def wide_launch(layout: Layout, B: int, bf16: bool, k: Knobs, room: int) -> Laun
     return Launch(_flags(layout, 1, copies, bf16, fan, k), table + spread + k.depth * piece, fan, k)
 
 
+@lru_cache(maxsize=4096)
+def dense_launch(layout: Layout, bf16: bool, room: int) -> Launch:
+    """Of `dense`."""
+    k, warp = Knobs(8, 2), 2 * (layout.record + layout.pad) + 4096 * layout.sparse  # bytes: pieces, spread outliers
+    while k.warps * warp + _table(layout, 0)[1] > room and k.warps > 1:
+        k = replace(k, warps=k.warps // 2)
+    copies, table = _table(layout, min(room - k.warps * warp, 32 * 1024))
+    return Launch(_flags(layout, 2, copies, bf16, 1, k), k.warps * warp + table, 1, k)
+
+
 def _kernel(name: str, device: int, function: str, flags: tuple[str, ...] = ()) -> nvrtc.Launch:
     return nvrtc.kernel(name, device, function, flags, overlap=True)
 
@@ -530,11 +540,13 @@ def _layout(how: list[int]) -> Layout:
     return Layout(*how)
 
 
-def _checked(x: Tensor, parts: list[Tensor], layout: Layout) -> None:
+def _checked(x: Tensor, parts: list[Tensor], layout: Layout, bias: Tensor | None) -> None:
     if x.dtype not in HALVES or (x.is_cuda and not usable(x.device, x.dtype)):
         raise CompressError(f"the GPU's kernels multiply float16, from Ampere on bfloat16, not {x.dtype} on {x.device}")
     if x.dim() != 2 or x.shape[1] != layout.pieces * PIECE:
         raise CompressError(f"these inputs are {tuple(x.shape)}, the packed weight takes (B, {layout.pieces * PIECE})")
+    if bias is not None and (bias.dtype != x.dtype or bias.shape != (layout.N,)):
+        raise CompressError(f"the bias is {tuple(bias.shape)} of {bias.dtype}, not {(layout.N,)} of {x.dtype}")
     if parts[0].device != x.device or not x.is_cuda:
         raise CompressError(f"the inputs are on {x.device} and the packed weight is on {parts[0].device}")
     if parts[0].numel() != layout.tiles * (layout.pieces * layout.record + layout.pad):
@@ -543,16 +555,23 @@ def _checked(x: Tensor, parts: list[Tensor], layout: Layout) -> None:
         )
 
 
+def _aligned(x: Tensor) -> Tensor:
+    """x where the kernels can read it, 16 bytes at a time; itself, if it lies so."""
+    x = x.contiguous()
+    return x if x.data_ptr() % 16 == 0 else x.clone()
+
+
 @torch.library.custom_op("panza::product", mutates_args=())
 def product(x: Tensor, parts: list[Tensor], how: list[int], bias: Tensor | None, full: bool) -> Tensor:
-    """(B, pieces * PIECE) -> (B, N): x Ŵᵀ + outliers + bias, in the space of the codes. full: fp32 sums, else x's dtype."""
+    """(B, pieces * PIECE) -> (B, N): x Ŵᵀ + outliers + bias, in the space of the codes. full: as fp32 (up to MOST tokens the
+    sums as they are), else x's dtype. bias: (N,) of x's dtype."""
     layout = _layout(how)
-    _checked(x, parts, layout)
-    x, B = x.contiguous(), len(x)
-    y = torch.empty(B, layout.N, dtype=torch.float32 if full else x.dtype, device=x.device)
-    if B > MOST:
+    _checked(x, parts, layout, bias)
+    if len(x) > MOST:
         made = F.linear(x, decoded(parts, how, x.dtype), bias)
         return made.float() if full else made
+    x, B, bias = _aligned(x), len(x), None if bias is None else bias.contiguous()
+    y = torch.empty(B, layout.N, dtype=torch.float32 if full else x.dtype, device=x.device)
     card = _card(x.device.index)
     if B <= NARROW:
         if B:
@@ -572,24 +591,19 @@ def _(x: Tensor, parts: list[Tensor], how: list[int], bias: Tensor | None, full:
 
 @torch.library.custom_op("panza::decoded", mutates_args=())
 def decoded(parts: list[Tensor], how: list[int], dtype: torch.dtype) -> Tensor:
-    """(N, pieces * PIECE): the packed weight in the space of the codes, with its outliers."""
+    """(N, pieces * PIECE) fp16 or bf16: the packed weight in the space of the codes, with its outliers."""
+    if dtype not in HALVES:
+        raise CompressError(f"the GPU's kernels decode to float16 or bfloat16, not {dtype}")
     layout, codes = _layout(how), parts[0]
-    device, card, k = codes.device.index, _card(codes.device.index), Knobs(8, 2)
-    rings = k.warps * (2 * (layout.record + layout.pad) + 4096 * layout.sparse)
-    copies, table = _table(layout, min(card.room - rings, 32 * 1024))
+    device, card = codes.device.index, _card(codes.device.index)
+    plan = dense_launch(layout, dtype == torch.bfloat16, card.room)
     out = torch.empty(layout.tiles * TILE, layout.pieces * PIECE, dtype=dtype, device=codes.device)
     row_scale = _some(parts[3])
-    launch = _kernel("product", device, "dense", _flags(layout, 2, copies, dtype == torch.bfloat16, 1, k))
-    many = min(-(-layout.tiles * layout.pieces // k.warps), card.cores * 4)
-    launch(
-        many,
-        k.warps * 32,
-        table + rings,
-        _weight(layout, parts),
-        out,
-        row_scale,
+    many = min(-(-layout.tiles * layout.pieces // plan.knobs.warps), card.cores * 4)
+    _kernel("product", device, "dense", plan.flags)(
+        many, plan.knobs.warps * 32, plan.shared, _weight(layout, parts), out, row_scale,
         0 if row_scale is None else len(row_scale),
-    )
+    )  # fmt: skip
     return out[: layout.N]
 
 

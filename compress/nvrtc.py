@@ -7,12 +7,14 @@ Machine code is kept in the folder `kernels` of PANZA_HOME, so that a second pro
 from __future__ import annotations
 
 import ctypes
+import functools
 import hashlib
 import os
 import sys
 import tempfile
+import threading
 from collections.abc import Callable
-from functools import cache, lru_cache
+from functools import lru_cache
 from pathlib import Path
 
 import torch
@@ -25,6 +27,8 @@ PATTERNS = {"win32": ("nvrtc64_*.dll", "nvcuda.dll")}  # of the compiler, and th
 LINUX = ("libnvrtc.so.*", "libcuda.so.1")
 Launch = Callable[..., None]
 OVERLAP = 6  # the driver's number for programmatic dependent launch
+_allowed: dict[int, int] = {}  # bytes of shared memory that a loaded function may have
+_asking = threading.Lock()
 
 
 class Attribute(ctypes.Structure):
@@ -53,7 +57,7 @@ def sources() -> Path:
     return packed if packed.is_dir() else PACKAGE.parent / "kernels" / "cuda"
 
 
-@cache
+@functools.cache
 def kernel(
     name: str,
     device: int = 0,
@@ -66,8 +70,8 @@ def kernel(
 
     flags: for NVRTC, "-DR=2". Arguments are CUDA tensors, None (a null pointer), ints (C's int) and bytes (a struct); it
     runs on torch's current stream. overlap: it may begin while the kernel before it ends, from Hopper on (programmatic
-    dependent launch), so it waits by griddepcontrol before it touches what others write. None without NVRTC, and on a card below the compute capability `smallest`.
-    Raises RuntimeError with the compiler's own words for a source that does not compile.
+    dependent launch), so it waits by griddepcontrol before it touches what others write. None without NVRTC, and on a card
+    below the compute capability `smallest`. Raises RuntimeError with the compiler's own words for a source that does not compile.
     """
     found = _libraries()
     if found is None or torch.cuda.get_device_capability(device) < smallest:
@@ -76,7 +80,6 @@ def kernel(
     module, context = _module(name, device, flags)
     loaded = ctypes.c_void_p()
     _sound(driver.cuModuleGetFunction(ctypes.byref(loaded), module, (function or name).encode()), "loading")
-    allowed = [SHARED]
     early = Attribute(OVERLAP, 1)
     attributes = int(overlap and torch.cuda.get_device_capability(device) >= (9, 0))
 
@@ -85,9 +88,11 @@ def kernel(
         places = (ctypes.c_void_p * len(values))(*(ctypes.addressof(value) for value in values))
         with torch.cuda.device(device):
             _sound(driver.cuCtxSetCurrent(context), "for its context")  # a thread of autograd may have none yet
-            if shared > allowed[0]:
-                _sound(driver.cuFuncSetAttribute(loaded, MAX_SHARED, shared), "asking for shared memory")
-                allowed[0] = shared
+            if shared > _allowed.get(loaded.value, SHARED):
+                with _asking:  # another thread's smaller launch must not take back what this one is given
+                    if shared > _allowed.get(loaded.value, SHARED):
+                        _sound(driver.cuFuncSetAttribute(loaded, MAX_SHARED, shared), "asking for shared memory")
+                        _allowed[loaded.value] = shared
             stream = torch.cuda.current_stream().cuda_stream
             how = Config(blocks, 1, 1, threads, 1, 1, shared, stream, ctypes.pointer(early), attributes)
             _sound(driver.cuLaunchKernelEx(ctypes.byref(how), loaded, places, None), "a launch")
@@ -95,7 +100,7 @@ def kernel(
     return launch
 
 
-@cache
+@functools.cache
 def _module(name: str, device: int, flags: tuple[str, ...]) -> tuple[ctypes.c_void_p, ctypes.c_void_p]:
     """A compiled source on the GPU, and torch's context there."""
     compiler, driver = _libraries()

@@ -132,12 +132,7 @@ def bench(names: list[str]) -> list[dict]:
         torch.cuda.empty_cache()
         size = torch.cuda.memory_allocated() / 2**30
         for B in BATCHES:
-            for at in (
-                0,
-                1,
-                int(torch.randint(CONTEXT, ())),
-                CONTEXT - 1,
-            ):  # attention shows most where it is to few tokens
+            for at in (0, 1, int(torch.randint(CONTEXT, ())), CONTEXT - 1):  # attention shows most where it is to few
                 check(layers, B, at)
             ms = milliseconds(Model(layers, embedding, B), head, B)
             ratio = plain_ms.setdefault(B, ms) / ms

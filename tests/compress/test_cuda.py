@@ -317,6 +317,31 @@ def test_launches_fit_the_shared_memory_of_any_card(room: int):
                 assert launch.shared <= room and launch.knobs.warps >= 4, (name, pieces, B)
 
 
+@pytest.mark.parametrize("room", [64 * 1024, 99 * 1024, 227 * 1024])
+def test_a_decoding_launch_fits_the_shared_memory_of_any_card(room: int):
+    whole = Layout(0, 8, 4096, 256, 32, scale=1, groups=8, zeros=1, sparse=1)  # the longest record of a grid
+    books = Layout(1, 8, 4096, 256, 32, scale=1, groups=8, sparse=1)  # and of additive words, with the largest table
+    for layout in (whole, books, replace(books, bits=4)):
+        if cuda._table(layout, 0)[1] <= room - cuda.LEAST:  # else `pack` leaves it to torch
+            assert cuda.dense_launch(layout, False, room).shared <= room
+
+
+def test_inputs_that_lie_askew_are_copied():
+    row = torch.randn(257).half()
+    assert cuda._aligned(row[1:]).data_ptr() % 16 == 0 and torch.equal(cuda._aligned(row[1:]), row[1:])
+    assert cuda._aligned(row[:256]).data_ptr() == row.data_ptr(), "what lies well stays there"
+
+
+def test_what_the_kernels_would_misread_is_refused():
+    packed = cuda.pack(filled(QuantizedWeight((32, 128), Grid(32, 128, 4), Real(32, 1))))
+    x, bias = torch.ones(1, 128).half(), torch.ones(32)
+    for wrong in (bias, bias.half()[1:]):
+        with pytest.raises(CompressError, match="the bias is"):
+            cuda.product(x, packed.parts, packed.how, wrong, False)
+    with pytest.raises(CompressError, match="not torch.float32"):
+        cuda.decoded(packed.parts, packed.how, torch.float32)
+
+
 class Compiler:
     """NVRTC that counts its work."""
 
@@ -445,7 +470,8 @@ def test_graphs_and_compiled_models_run_the_kernels(name: str):
 @needs_gpu
 @pytest.mark.parametrize("name", ["grid 3 g128", "trellis 2 7", "additive 2x8", "spqr"])
 def test_a_launch_waits_for_what_the_one_before_it_writes(name: str):
-    """Launches overlap on Hopper: a chain of them gives what it gives with a wait after each."""
+    """Launches overlap on Hopper: a chain of them gives what it gives with a wait after each. They queue up behind a sleep,
+    as the host is too slow for them to meet by themselves."""
     weight = weights()[name].cuda()
     packed, N = cuda.pack(weight), weight.shape[0]
     back = cuda.pack(
@@ -453,6 +479,7 @@ def test_a_launch_waits_for_what_the_one_before_it_writes(name: str):
     )
 
     def chain(x: Tensor, wait: bool) -> Tensor:
+        torch.cuda._sleep(100_000_000)  # cycles, some 50 ms
         for _ in range(40):
             for step in (packed, back):
                 x = cuda.linear(step, x)
@@ -464,7 +491,42 @@ def test_a_launch_waits_for_what_the_one_before_it_writes(name: str):
 
     for B in (1, 8, 40):
         x = torch.randn(B, weight.shape[1], device="cuda").half()
-        assert torch.equal(chain(x, False), chain(x, True))
+        expected = chain(x, True)  # the kernels are compiled, too
+        assert torch.equal(chain(x, False), expected)
+
+
+@needs_gpu
+def test_products_that_follow_one_another_wait_for_their_inputs():
+    """As above, with no other kernel between them: its end would hide a launch that does not wait."""
+    S, packed = 384, []
+    for decode in (Grid(S, S, 3), Trellis(S, S, 2, 7), Additive(S, S, 2, 8, 8)):
+        weight = filled(QuantizedWeight((S, S), decode, Real(S, 1)))
+        weight.scale.values.data *= S**0.5 / weight.dense().norm()  # so that products are of the size of inputs
+        packed.append(cuda.pack(weight.cuda()))
+
+    def chain(x: Tensor, wait: bool) -> Tensor:
+        torch.cuda._sleep(100_000_000)
+        for _ in range(60):
+            for one in packed:
+                x = cuda.linear(one, x)
+                if wait:
+                    torch.cuda.synchronize()
+            x = x / x.abs().amax(1, keepdim=True)
+        return x
+
+    for B in (1, 8, 16, 64):
+        x = torch.randn(B, S, device="cuda").half()
+        expected = chain(x, True)
+        assert expected.isfinite().all() and torch.equal(chain(x, False), expected)
+
+
+@needs_gpu
+def test_inputs_may_begin_anywhere():
+    weight = filled(QuantizedWeight((48, 256), Grid(48, 256, 4), Real(48, 1))).cuda()
+    packed, row = cuda.pack(weight), torch.randn(70 * 256 + 1, device="cuda").half()
+    for B in (1, 8, 16, 70):
+        askew = row[1 : 1 + B * 256].view(B, 256)
+        assert torch.equal(cuda.linear(packed, askew), cuda.linear(packed, askew.clone()))
 
 
 @needs_gpu
