@@ -130,7 +130,7 @@ __device__ __forceinline__ void mma(float* c, const u32* a, u32 b0, u32 b1) {
 #endif
 }
 
-template <int BYTES>  // 4, 8 or 16, or zeros
+template <int BYTES>  // 4 or 16; zeros, where nothing is there
 __device__ __forceinline__ void copy(void* to, const void* from, bool there = true) {
 #if __CUDA_ARCH__ >= 800
     const u32 at = __cvta_generic_to_shared(to);
