@@ -79,6 +79,7 @@ def kernel(
     _, driver = found
     module, context = _module(name, device, flags)
     loaded = ctypes.c_void_p()
+    start = driver.cuLaunchKernelEx  # a driver that is too old lacks it
     _sound(driver.cuModuleGetFunction(ctypes.byref(loaded), module, (function or name).encode()), "loading")
     early = Attribute(OVERLAP, 1)
     attributes = int(overlap and torch.cuda.get_device_capability(device) >= (9, 0))
@@ -95,7 +96,7 @@ def kernel(
                         _allowed[loaded.value] = shared
             stream = torch.cuda.current_stream().cuda_stream
             how = Config(blocks, 1, 1, threads, 1, 1, shared, stream, ctypes.pointer(early), attributes)
-            _sound(driver.cuLaunchKernelEx(ctypes.byref(how), loaded, places, None), "a launch")
+            _sound(start(ctypes.byref(how), loaded, places, None), "a launch")
 
     return launch
 
@@ -133,7 +134,7 @@ def cached(
     flags: tuple[str, ...] = (),
     folder: Path | None = None,
 ) -> bytes:
-    """`compiled`, from the folder (None: `cache()`) if it is there. A folder that cannot be written costs only time."""
+    """`compiled`, from the folder (None: `cache()`) if it is there and whole. A folder that cannot be written costs only time."""
     folder = folder or cache()
     version = ctypes.c_int(), ctypes.c_int()
     _sound(compiler.nvrtcVersion(ctypes.byref(version[0]), ctypes.byref(version[1])))
@@ -141,8 +142,10 @@ def cached(
     digest = hashlib.sha256(told + b"\0" + source).hexdigest()
     file = None if folder is None else folder / f"{digest}.cubin"
     try:
-        if file is not None and (image := file.read_bytes())[1:4] == b"ELF":
-            return image
+        if file is not None:
+            kept = file.read_bytes()  # its digest, and itself
+            if kept[:32] == hashlib.sha256(kept[32:]).digest():
+                return kept[32:]
     except OSError:
         pass  # not there yet, or not ours to read
     image = compiled(source, capability, compiler, flags)
@@ -157,7 +160,7 @@ def _keep(file: Path, image: bytes) -> None:
         file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         handle, temp = tempfile.mkstemp(dir=file.parent, suffix=".part")
         with os.fdopen(handle, "wb") as out:
-            out.write(image)
+            out.write(hashlib.sha256(image).digest() + image)
         os.replace(temp, file)
     except OSError:
         pass  # a full disk or a read-only home: compiled again next time

@@ -382,10 +382,11 @@ def test_machine_code_is_kept_and_damage_is_compiled_again(tmp_path: Path):
     assert compiler.programs == 4
     files = sorted(tmp_path.iterdir())
     assert len(files) == 4 and all(f.suffix == ".cubin" for f in files)
-    for file in files:
-        file.write_bytes(b"")
-    nvrtc.cached(b"source", (9, 0), compiler, ("-DA=1",), tmp_path)
-    assert compiler.programs == 5
+    for count, damaged in enumerate((b"", files[0].read_bytes()[:-1], b"\0" * 32 + b"\x7fELF"), 5):
+        for file in files:
+            file.write_bytes(damaged)
+        nvrtc.cached(b"source", (9, 0), compiler, ("-DA=1",), tmp_path)
+        assert compiler.programs == count
     nvrtc.cached(b"source", (9, 0), compiler, (), tmp_path / files[0].name / "no folder")  # costs only time
 
 
