@@ -11,6 +11,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from compress.weight import QuantizedWeight
+
 DATA = Path(__file__).parents[2] / "data"
 TOKENS = (4, 1024)  # sequences and their length
 FIVE = (
@@ -116,3 +118,19 @@ REFUSED: dict[str, tuple[Layer, str]] = {
 def refused(request: pytest.FixtureRequest) -> tuple[Layer, str]:
     """A layer that no method takes, and the sentence it says why with."""
     return REFUSED[request.param]
+
+
+def filled(weight: QuantizedWeight) -> QuantizedWeight:
+    """Fresh codes and tables; scales around one, zeros within the codes."""
+    for name, t in weight.state_dict().items():
+        if t.dtype == torch.uint8:
+            t.random_(0, 256)
+        elif t.dtype == torch.int8:
+            t.random_(-127, 128)
+        elif name == "transform.order":
+            t.copy_(torch.randperm(len(t)))
+        elif name.startswith("scale"):
+            t.copy_(0.5 + torch.rand(t.shape))
+        elif t.is_floating_point() and "sparse" not in name:
+            t.copy_(torch.randn(t.shape))
+    return weight

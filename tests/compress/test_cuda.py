@@ -21,6 +21,7 @@ from compress.linear import QuantizedLinear
 from compress.tables import Real, TwoLevel, Whole
 from compress.transform import Transform
 from compress.weight import LowRank, QuantizedWeight, Sparse
+from tests.compress.conftest import filled
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
 
@@ -65,22 +66,6 @@ def weights() -> dict[str, QuantizedWeight]:
     for weight in made.values():
         filled(weight)
     return made
-
-
-def filled(weight: QuantizedWeight) -> QuantizedWeight:
-    """Fresh codes and tables; scales around one, zeros within the codes."""
-    for name, t in weight.state_dict().items():
-        if t.dtype == torch.uint8:
-            t.random_(0, 256)
-        elif t.dtype == torch.int8:
-            t.random_(-127, 128)
-        elif name == "transform.order":
-            t.copy_(torch.randperm(len(t)))
-        elif name.startswith("scale"):
-            t.copy_(0.5 + torch.rand(t.shape))
-        elif t.is_floating_point() and "sparse" not in name:
-            t.copy_(torch.randn(t.shape))
-    return weight
 
 
 NAMES = list(weights())

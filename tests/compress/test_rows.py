@@ -16,6 +16,7 @@ from compress.linear import QuantizedEmbedding
 from compress.tables import Real, TwoLevel, Whole
 from compress.transform import Transform
 from compress.weight import LowRank, QuantizedWeight, Sparse
+from tests.compress.conftest import filled
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
 V, D = 137, 201
@@ -61,20 +62,6 @@ def left() -> dict[str, QuantizedWeight]:
         "trellis": QuantizedWeight((V, D), Trellis(144, 208, 2, 8), Real(144, 1), Transform.random(144, 208, 16, 16, 0)),
         "trellis alone": QuantizedWeight((V, D), Trellis(144, 208, 3, 8), None),
     }.items()}  # fmt: skip
-
-
-def filled(weight: QuantizedWeight) -> QuantizedWeight:
-    """Fresh codes and tables."""
-    for name, t in weight.state_dict().items():
-        if t.dtype == torch.uint8:
-            t.random_(0, 256)
-        elif t.dtype == torch.int8:
-            t.random_(-127, 128)
-        elif name == "transform.order":
-            t.copy_(torch.randperm(len(t)))
-        elif t.is_floating_point() and "sparse" not in name:
-            t.copy_(torch.randn(t.shape))
-    return weight
 
 
 NAMES = {"taken": list(taken()), "left": list(left())}
