@@ -25,6 +25,7 @@ from compress.tables import TwoLevel
 from compress.weight import QuantizedWeight, Sparse
 
 TILE, PIECE = 16, 128  # outputs and inputs whose codes lie together
+SLICE = 4  # pieces whose products with both books `dots` keeps
 NARROW, WIDE, MOST = 8, 64, 128  # tokens: of one pass of either kernel; above MOST the weight is decoded
 KINDS = ("grid", "additive", "trellis")
 LONGEST = 8192  # Hadamard's block that fits into shared memory
@@ -506,6 +507,28 @@ def narrow(x: Tensor, parts: list[Tensor], layout: Layout, bias: Tensor | None, 
     )  # fmt: skip
 
 
+def has_dots(layout: Layout, B: int, card: Card) -> bool:
+    """Whether `dots` takes it: one token and two books, where the products of 64 groups fit."""
+    plain = KINDS[layout.kind] == "additive" and layout.bits == 2 and not (layout.wide or layout.scale or layout.sparse)
+    return B == 1 and plain and card.wgmma == 1 and -(-layout.pieces // SLICE) <= card.cores
+
+
+def dots(x: Tensor, parts: list[Tensor], layout: Layout, bias: Tensor | None, y: Tensor) -> None:
+    """As `narrow`, of one token by looking up products instead of words: see `has_dots`."""
+    card, device, k = _card(x.device.index), x.device.index, Knobs(16, 2)
+    flags = _flags(layout, 3, 1, x.dtype == torch.bfloat16, 1, k)
+    slices = -(-layout.pieces // SLICE)
+    blocks = max(1, min(card.cores // slices, -(-layout.tiles // k.warps)))
+    shared = 512 * 256 + k.warps * k.depth * (SLICE * layout.record + 8)
+    sums = torch.empty(slices * layout.tiles * TILE, dtype=torch.float32, device=x.device)
+    weight = _weight(layout, parts)
+    _kernel("product", device, "dots", flags)(slices * blocks, k.warps * 32, shared, weight, x, sums, blocks)
+    _kernel("product", device, "total", flags)(
+        -(-layout.N // 128), 128, 0, sums, y, _some(parts[3]), bias, layout.N, slices, layout.tiles * TILE,
+        int(y.dtype == torch.float32),
+    )  # fmt: skip
+
+
 def wide(x: Tensor, parts: list[Tensor], layout: Layout, bias: Tensor | None, y: Tensor, k: Knobs) -> None:
     """As `narrow`, of up to WIDE tokens."""
     B, card, device = len(x), _card(x.device.index), x.device.index
@@ -574,7 +597,9 @@ def product(x: Tensor, parts: list[Tensor], how: list[int], bias: Tensor | None,
     y = torch.empty(B, layout.N, dtype=torch.float32 if full else x.dtype, device=x.device)
     card = _card(x.device.index)
     if B <= NARROW:
-        if B:
+        if has_dots(layout, B, card):
+            dots(x, parts, layout, bias, y)
+        elif B:
             narrow(x, parts, layout, bias, y, knobs(layout, B, card))
         return y
     step = width(layout, card)

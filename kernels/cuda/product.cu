@@ -11,7 +11,7 @@
 //   DEPTH   pieces in flight; of narrow runs   RUN     pieces that a warp of narrow takes together
 //   INPUTS  1: narrow keeps x in shared memory
 //   WGMMA   1: Hopper's products of a warpgroup, inputs from shared memory (wide)
-//   PART    what to compile: 0 narrow, 1 wide and finish, 2 dense
+//   PART    what to compile: 0 narrow, 1 wide and finish, 2 dense, 3 dots and total
 //
 // A tile is 16 outputs; a piece is 128 inputs of a tile. All of a piece lies in a record: its codes, BITS * 8 bytes a lane; its
 // scales; where its outliers lie; the records of a tile one behind the other. Codes lie in the order in which lanes
@@ -1032,5 +1032,136 @@ dense(Weight W, u16* out, const u16* row_scale, int N) {
         spread(more, W, range, first, lane, false);
 #endif
     }
+}
+#endif
+
+#if PART == 3
+// One token, two books, a scale a row. What a codeword adds to an output is its product with 8 inputs, the same for all
+// outputs: a block makes those of both books for the 64 groups of SLICE pieces, and then only looks up and adds, a lane a
+// group, so that no two lanes meet in a bank. `total` adds the slices.
+#define SLICE 4
+#define ROWS 256  // bytes of a codeword's products, 4 a group
+
+__device__ __forceinline__ void mma8(float* c, u32 a0, u32 a1, u32 b) {
+#if __CUDA_ARCH__ >= 800 && BF16
+    asm("mma.sync.aligned.m16n8k8.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5}, {%6}, {%0,%1,%2,%3};"
+#else
+    asm("mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5}, {%6}, {%0,%1,%2,%3};"
+#endif
+        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3]) : "r"(a0), "r"(a1), "r"(b));
+}
+
+// parts: (slices, tiles * 16). blocks: of a slice, each with a run of its tiles.
+extern "C" __global__ void __launch_bounds__(512, 1)
+dots(Weight W, const u16* x, float* parts, int blocks) {
+    extern __shared__ uint4 room[];
+    const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, g = lane >> 2, t = lane & 3, p = lane >> 4, j = lane >> 2 & 3;
+    const int slice = blockIdx.x / blocks, place = blockIdx.x % blocks, first = slice * SLICE, count = min(SLICE, W.pieces - first);
+    const int begin = (u32)W.tiles * place / blocks, end = (u32)W.tiles * (place + 1) / blocks;
+    char* products = (char*)room;                                          // [512 codewords][64 groups] fp32
+    char* ring = products + 512 * ROWS + warp * (DEPTH * SLICE * RECORD);  // of the warp's tiles
+    const u32 full = shared_address(products + 512 * ROWS + 16 * DEPTH * SLICE * RECORD) + warp * (DEPTH * 8);
+
+    int ahead = begin + warp, slot = 0;
+    if (lane < DEPTH) barrier_init(full + 8 * lane, 1);
+    barriers_ready();
+    __syncwarp();
+    auto fetch_next = [&] {
+        if (ahead < end && lane == 0) {
+            barrier_arrive(full + 8 * slot, count * RECORD);
+            bulk_copy(shared_address(ring + slot * (SLICE * RECORD)), record_of(W, ahead, first), count * RECORD, full + 8 * slot);
+        }
+        ahead += 16;
+        if (++slot == DEPTH) slot = 0;
+    };
+#pragma unroll
+    for (int d = 0; d < DEPTH; ++d) fetch_next();
+    u32 words[4], inputs[4][2];  // of the warp's 32 codewords, and of all groups
+#pragma unroll
+    for (int q = 0; q < 4; ++q) {
+        words[q] = __ldg((const u32*)W.table + (warp * 32 + q * 8 + g) * 4 + t);
+        if (BF16) words[q] = half_to_bf16(words[q]);
+    }
+    previous_kernel();
+#pragma unroll
+    for (int i = 0; i < 8; ++i) {
+        const int group = 8 * i + g;  // beyond the last piece: zeros, whatever its codes are
+        inputs[i >> 1][i & 1] = group < count * 16 ? ((const u32*)x)[(first * 16 + group) * 4 + t] : 0;
+    }
+    char* to = products + (warp * 32 + 2 * t) * ROWS;
+#pragma unroll
+    for (int q = 0; q < 4; ++q) {
+        float c[4][4] = {};
+#pragma unroll
+        for (int i = 0; i < 4; ++i) mma8(c[i], inputs[i][0], inputs[i][1], words[q]);
+#pragma unroll
+        for (int half = 0; half < 2; ++half)
+#pragma unroll
+            for (int h = 0; h < 2; ++h) {  // groups 8 b + g of codeword 8 q + 2 t + h, in an order that is another for each t
+                float v[4] = {c[2 * half][h], c[2 * half][2 + h], c[2 * half + 1][h], c[2 * half + 1][2 + h]};
+                if (t & 1) {
+                    const float v0 = v[0];
+                    v[0] = v[1], v[1] = v[2], v[2] = v[3], v[3] = v0;
+                }
+                if (t & 2) {
+                    const float v0 = v[0], v1 = v[1];
+                    v[0] = v[2], v[1] = v[3], v[2] = v0, v[3] = v1;
+                }
+#pragma unroll
+                for (int k = 0; k < 4; ++k) *(float*)(to + (8 * q + h) * ROWS + half * 128 + (k + t & 3) * 32 + g * 4) = v[k];
+            }
+    }
+    __syncthreads();
+
+    const u32 own[2] = {4u * lane, 4u * lane + 128};
+    const char* from = ring + p * RECORD + t * 16 + j * 4 + p * 64;  // lanes of the second piece are an output ahead: other banks
+    int at = 0;
+    u32 turn = 0;
+    for (int tile = begin + warp; tile < end; tile += 16) {
+        barrier_wait(full + 8 * at, turn);
+        float s[16] = {};
+#pragma unroll
+        for (int pair = 0; pair < 2; ++pair)
+#pragma unroll
+            for (int k = 0; k < 8; ++k) {  // of outputs k and k + 8; k ^ 1 and its second of lanes of the second piece
+                const int back = k & 1 ? p * 128 : 0;
+                const u32 codes = *(const u32*)(from + at * (SLICE * RECORD) + pair * (2 * RECORD) + k * 64 - back);
+                s[k] += *(const float*)(products + __byte_perm(codes, own[pair], 0x6504)) +
+                        *(const float*)(products + 256 * ROWS + __byte_perm(codes, own[pair], 0x6514));
+                s[8 + k] += *(const float*)(products + __byte_perm(codes, own[pair], 0x6524)) +
+                            *(const float*)(products + 256 * ROWS + __byte_perm(codes, own[pair], 0x6534));
+            }
+        __syncwarp();
+        fetch_next();
+        if (++at == DEPTH) at = 0, turn ^= 1;
+        float sum[8];  // each step halves the outputs of a lane and the lanes that are not added yet
+#pragma unroll
+        for (int k = 0; k < 8; ++k) sum[k] = (p ? s[8 + (k ^ 1)] : s[k]) + __shfl_xor_sync(ALL, p ? s[k ^ 1] : s[8 + k], 16);
+#pragma unroll
+        for (int n = 4; n; n >>= 1)
+#pragma unroll
+            for (int k = 0; k < n; ++k) {
+                const bool upper = lane & 2 * n;
+                sum[k] = (upper ? sum[n + k] : sum[k]) + __shfl_xor_sync(ALL, upper ? sum[k] : sum[n + k], 2 * n);
+            }
+        sum[0] += __shfl_xor_sync(ALL, sum[0], 1);
+        if (!(lane & 1)) parts[((size_t)slice * W.tiles + tile) * 16 + (lane >> 1)] = sum[0];
+    }
+}
+
+// y (N,) from the parts of `dots`.
+extern "C" __global__ void __launch_bounds__(128)
+total(const float* parts, void* y, const u16* row_scale, const u16* bias, int N, int slices, int rows, int wide_out) {
+    const int o = blockIdx.x * 128 + threadIdx.x;
+    const u16 scale = row_scale && o < N ? row_scale[o] : 0x3c00;
+    previous_kernel();
+    if (o >= N) return;
+    float sum = 0;
+#pragma unroll 8
+    for (int s = 0; s < slices; ++s) sum += parts[(size_t)s * rows + o];
+    sum *= of_half(scale);
+    if (bias) sum += of_T(bias[o]);
+    if (wide_out) ((float*)y)[o] = sum;
+    else ((u16*)y)[o] = to_T(sum);
 }
 #endif
