@@ -34,6 +34,9 @@ HALVES = (torch.float16, torch.bfloat16)
 LEAST = 42 * 1024  # bytes of shared memory for codes, inputs and sums, beside a table
 AT_ONCE = 1 << 24  # weights whose codes lie unpacked at a time, at about 20 bytes each, while one is packed
 COPIES = 128 * 1024  # bytes of shared memory for copies of a table, at most
+BINS = 4608  # bytes of shared memory in which a warp of `narrow` multiplies outliers
+MOST_EARLY, REACH = 8, 32  # outliers that its lanes ask for early; pieces whose outliers it can tell apart
+TINY = 24  # of fp16 the code 1 is 2^-24: see `scales` of product.cu
 
 
 @dataclass(frozen=True)
@@ -63,6 +66,12 @@ class Layout:
     def fine(self) -> bool:
         """Whether a lane holds 16 inputs of 64: FINE of product.cu."""
         return self.groups == 8 and KINDS[self.kind] != "trellis"
+
+    @property
+    def spread(self) -> int:
+        """Bytes of shared memory for the outliers of a piece: SPREAD of product.cu."""
+        line = 288 if KINDS[self.kind] == "trellis" else 272 if self.fine else 320
+        return self.sparse * -(-TILE * line // 512) * 512
 
     @property
     def pad(self) -> int:
@@ -130,10 +139,13 @@ def pack(weight: QuantizedWeight) -> Packed | None:
     if coded is None:
         return None
     layout, codes, parts = coded
-    layout, more = _pack_scales(weight, layout)
+    power = _power(weight)
+    if power is None:
+        return None
+    layout, more = _pack_scales(weight, layout, power)
     if weight.sparse is not None:
         layout = replace(layout, sparse=1)
-        where, outliers = _pack_outliers(weight.sparse, layout)
+        where, outliers = _pack_outliers(weight.sparse, layout, power)
         more, parts = {**more, "outliers": where}, {**parts, "outliers": outliers}
     row_scale, tail = more.pop("row_scale", None), parts.pop("tail", None)
     records = torch.cat((codes, *more.values()), 2)  # (tiles, pieces, bytes)
@@ -145,8 +157,8 @@ def pack(weight: QuantizedWeight) -> Packed | None:
     if any(t.numel() * t.element_size() >= 1 << 32 for t in parts.values() if t is not None):
         return None  # the kernels count bytes in 32 bits
     device = decode.codes.device
-    if device.type == "cuda" and _table(layout, 0)[1] > _card(device.index).room - LEAST:
-        return None  # an older card with less shared memory than the table
+    if device.type == "cuda" and not _fits(layout, _card(device.index).room):
+        return None  # an older card with little shared memory
     none = torch.empty(0, device=device)
     low = weight.low_rank
     packed = Packed(
@@ -268,13 +280,35 @@ def _groups(weight: QuantizedWeight) -> int | None:
     return None if counts - {1, most} or D % most or part < TILE or coarse else PIECE // part
 
 
-def _pack_scales(weight: QuantizedWeight, layout: Layout) -> tuple[Layout, dict[str, Tensor]]:
+def _fits(layout: Layout, room: int) -> bool:
+    """Whether a block with so many bytes of shared memory can hold what it must."""
+    if _table(layout, 0)[1] > room - LEAST:
+        return False
+    k = narrow_launch(layout, NARROW, False, Knobs(16, 2, 16), room).knobs
+    return not layout.sparse or -(-layout.pieces // k.team) <= REACH
+
+
+def _power(weight: QuantizedWeight) -> int | None:
+    """e, if the kernels take the weight times 2^-e, so that 2^TINY scales are numbers of fp16; None if they take it in no way."""
+    decode, scale = weight.decode, weight.scale
+    if not isinstance(decode, Grid) or decode.bits == 8 or decode.zero is None or scale is None:
+        return 0
+    above = lambda t: math.frexp(t.detach().abs().max().item())[1]  # noqa: E731  # |t| is below 2 to that
+    if not _two_levels(weight):
+        return 0 if above(scale()) <= 15 - 9 else None
+    power = max(above(scale()), above(scale.scale)) - 15 + TINY
+    if weight.sparse is not None and len(weight.sparse.values):
+        power = max(power, above(weight.sparse.values) - 15)
+    return max(power, -14) if power < 16 else None
+
+
+def _pack_scales(weight: QuantizedWeight, layout: Layout, power: int) -> tuple[Layout, dict[str, Tensor]]:
     """Scales and zeros: of rows, of groups, or of two levels as SpQR has them."""
     tables, scale, zero = _tables(weight), weight.scale, getattr(weight.decode, "zero", None)
     if zero is None and weight.sparse is None and (scale is None or tables[0].shape[1] == 1):
         return layout, {} if scale is None else {"row_scale": tables[0][:, 0].half()}
     if _two_levels(weight):
-        return _pack_two_levels(scale, zero, layout)
+        return _pack_two_levels(scale, zero, layout, power)
     if scale is None:  # outliers are added to weights with all of their scales
         tables = [torch.ones(weight.decode.N, 1, device=weight.decode.codes.device), *tables]
     chained = KINDS[layout.kind] == "trellis"
@@ -300,39 +334,38 @@ def _two_levels(weight: QuantizedWeight) -> bool:
     )
 
 
-def _pack_two_levels(scale: TwoLevel, zero: TwoLevel, layout: Layout) -> tuple[Layout, dict[str, Tensor]]:
-    """A byte of both codes for each output and 16 inputs; halves (scale's scale, its zero, zero's scale, its zero)."""
+def _pack_two_levels(scale: TwoLevel, zero: TwoLevel, layout: Layout, power: int) -> tuple[Layout, dict[str, Tensor]]:
+    """A byte of both codes for each output and 16 inputs; halves (scale's scale, its zero, zero's scale, its zero), the first times
+    2^(TINY - power) for codes below 8 bits; a scale of rows that takes 2^-power back."""
     both = ops.unpack(scale.codes, scale.groups, scale.bits) | ops.unpack(zero.codes, zero.groups, zero.bits) << 4
     both = F.pad(both, (0, layout.pieces * 8 - scale.groups, 0, layout.tiles * TILE - scale.N)).to(torch.uint8)
     lanes = both.view(layout.tiles, 2, 8, layout.pieces, 2, 4).permute(
         0, 3, 2, 5, 4, 1
     )  # (..., g, t, half of 128, half)
-    levels = torch.stack((scale.scale, scale.zero, zero.scale, zero.zero), -1).detach().half()  # (blocks, G, 4)
+    larger = scale.scale.float() * 2.0 ** (TINY - power if layout.bits < 8 else 0)
+    levels = torch.stack((larger, scale.zero, zero.scale, zero.zero), -1).detach().half()  # (blocks, G, 4)
     levels = F.pad(levels, (0, 0, 0, layout.pieces * 8 - scale.groups))
     block = (torch.arange(layout.tiles, device=levels.device) * TILE // scale.rows).clamp(max=len(levels) - 1)
     levels = levels[block].reshape(layout.tiles, layout.pieces, -1).contiguous().view(torch.uint8)
     made = replace(layout, scale=2, zeros=1)
-    return made, {"scales": lanes.reshape(layout.tiles, layout.pieces, -1), "levels": levels}
+    rows = {"row_scale": torch.full((scale.N,), 2.0**power, dtype=torch.half, device=levels.device)} if power else {}
+    return made, {"scales": lanes.reshape(layout.tiles, layout.pieces, -1), "levels": levels, **rows}
 
 
-def _pack_outliers(sparse: Sparse, layout: Layout) -> tuple[Tensor, Tensor]:
-    """Where each piece's outliers begin and end, (tiles, pieces, 16) bytes; and they, value << 16 | place among its halves."""
+def _pack_outliers(sparse: Sparse, layout: Layout, power: int) -> tuple[Tensor, Tensor]:
+    """Where each piece's outliers begin and end, (tiles, pieces, 16) bytes; and they, times 2^-power: value << 16 | output of the
+    tile << 12 | input modulo 4096, in the order in which lanes hold inputs. Zeros follow, which a kernel may read too."""
     sparse.check()
     row = torch.arange(sparse.N, device=sparse.starts.device).repeat_interleave(sparse.starts.diff())
-    column, r = sparse.columns.long(), row % TILE
-    if KINDS[layout.kind] == "trellis":
-        g, second, t, m = r // 2, r % 2, column % 16 // 4, column // 16 % 2
-    else:
-        g, second, m = r % 8, r // 8, column // 4 % 2
-        t = column % 64 // 16 if layout.fine else column % 32 // 8
-    quarter = column % PIECE // 64 * 2 + column // 8 % 2 if layout.fine else column % PIECE // 32
-    e, two = column // 2 % 2, column % 2
-    place = ((2 * quarter + m) * 32 + 4 * g + t) * 8 + (second + 2 * e) * 2 + two
+    column = sparse.columns.long()
     piece, order = (row // TILE * layout.pieces + column // PIECE).sort(stable=True)
     ends = torch.bincount(piece, minlength=layout.tiles * layout.pieces).cumsum(0).int()
     where = F.pad(torch.stack((F.pad(ends[:-1], (1, 0)), ends), -1), (0, 2))
-    value = sparse.values.detach().half().view(torch.int16).int() << 16
-    return where.view(layout.tiles, layout.pieces, 4).view(torch.uint8), (value | place.int())[order]
+    if KINDS[layout.kind] == "trellis":  # of 32 a lane holds four of each 16
+        column = column - column % 32 + column % 16 // 4 * 8 + column // 16 % 2 * 4 + column % 4
+    value = (sparse.values.detach().float() * 2.0**-power).half().view(torch.int16).int() << 16
+    entries = value | (row % TILE << 12 | column % 4096).int()
+    return where.view(layout.tiles, layout.pieces, 4).view(torch.uint8), F.pad(entries[order], (0, 32 * MOST_EARLY))
 
 
 # --- launches ------------------------------------------------------------------------------------------------------
@@ -406,7 +439,7 @@ def _flags(layout: Layout, part: int, copies: int, bf16: bool, fan: int, k: Knob
         "KIND": layout.kind, "BITS": layout.bits, "WINDOW": layout.window, "WIDE": layout.wide, "CENTER": layout.center,
         "SCALE": layout.scale, "GROUPS": layout.groups, "ZEROS": layout.zeros, "SPARSE": layout.sparse, "REP": copies,
         "BF16": int(bf16), "NT": fan, "R": k.tiles, "WARPS": k.warps, "TEAM": k.team, "DEPTH": k.depth, "INPUTS": k.inputs, "RUN": k.run,
-        "WGMMA": k.wgmma, "PART": part,
+        "WGMMA": k.wgmma, "PART": part, "EARLY": 0 if part or not layout.sparse else min(MOST_EARLY, -(-layout.pieces * 24 // (k.team * 32))),
     }  # fmt: skip
     return tuple(f"-D{name}={number}" for name, number in numbers.items())
 
@@ -441,9 +474,11 @@ def narrow_launch(layout: Layout, B: int, bf16: bool, k: Knobs, room: int) -> La
         return k.warps * (k.tiles * (k.run * layout.record + layout.pad) + 8)
 
     def least(k: Knobs) -> int:
-        """Bytes of sums, spread outliers and two runs."""
-        return k.warps * k.tiles * (B * 20 * 4 + 4096 * layout.sparse) + 2 * run(k)
+        """Bytes of sums, bins and two runs."""
+        return k.warps * (k.tiles * B * 20 * 4 + BINS * layout.sparse) + 2 * run(k)
 
+    while layout.sparse and -(-layout.pieces // k.team) > REACH and k.team < k.warps:
+        k = replace(k, team=k.team * 2)
     one = _table(layout, 0)[1]
     while least(k) + one + k.inputs * kept > room and k.run > 1:
         k = replace(k, run=k.run // 2)
@@ -473,7 +508,7 @@ def wide_launch(layout: Layout, B: int, bf16: bool, k: Knobs, room: int) -> Laun
 
     def sizes(k: Knobs) -> tuple[int, int]:
         """Bytes of a piece in flight, and of spread outliers."""
-        return stage + k.warps * k.tiles * (layout.record + layout.pad), k.warps * k.tiles * 4096 * layout.sparse
+        return stage + k.warps * k.tiles * (layout.record + layout.pad), k.warps * k.tiles * layout.spread
 
     while sum(sizes(k)) + (least - 1) * sizes(k)[0] + _table(layout, 0)[1] > room and k.warps > 1:
         k = replace(k, tiles=k.tiles - 1) if k.tiles > 1 else replace(k, warps=k.warps // 2)
@@ -486,7 +521,7 @@ def wide_launch(layout: Layout, B: int, bf16: bool, k: Knobs, room: int) -> Laun
 @lru_cache(maxsize=4096)
 def dense_launch(layout: Layout, bf16: bool, room: int) -> Launch:
     """Of `dense`."""
-    k, warp = Knobs(8, 2), 2 * (layout.record + layout.pad) + 4096 * layout.sparse  # bytes: pieces, spread outliers
+    k, warp = Knobs(8, 2), 2 * (layout.record + layout.pad) + layout.spread  # bytes: pieces, spread outliers
     while k.warps * warp + _table(layout, 0)[1] > room and k.warps > 1:
         k = replace(k, warps=k.warps // 2)
     copies, table = _table(layout, min(room - k.warps * warp, 32 * 1024))

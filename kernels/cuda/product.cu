@@ -6,7 +6,8 @@
 //   CENTER  a grid's zero where no table is    REP     copies of the table in shared memory
 //   SCALE   0: of a row. 1: of GROUPS parts of a piece, each of 16 inputs or more. 2: two levels, of 16 inputs
 //   ZEROS   1: the table holds zeros, too      BF16    of inputs and outputs; else fp16
-//   SPARSE  1: there are outliers              NT      eights of tokens
+//   SPARSE  1: there are outliers              EARLY   of them that a lane of narrow asks for early
+//   NT      eights of tokens
 //   WARPS   of a block, TEAM of a tile         R       tiles of a warp at once
 //   DEPTH   pieces in flight; of narrow runs   RUN     pieces that a warp of narrow takes together
 //   INPUTS  1: narrow keeps x in shared memory
@@ -189,7 +190,7 @@ __device__ __forceinline__ void warp_copy(char* to, const char* from, int bytes,
 // A weight as it lies on the card, `Packed` in compress/cuda.py.
 struct Weight {
     const char *records, *table;
-    const u32* outliers;  // value << 16 | place among the halves of a piece's fragments
+    const u32* outliers;  // value << 16 | output of the tile << 12 | input modulo 4096, in the order in which lanes hold them
     int tiles, pieces;
 };
 __device__ __forceinline__ const char* record_of(const Weight& W, int tile, int piece) {  // offsets are below 2^32: `pack` sees to it
@@ -205,7 +206,7 @@ __device__ __forceinline__ void load(Piece& p, const char* record, int lane) {
 #pragma unroll
     for (int i = 0; i < WORDS / 4; ++i) *(uint4*)(p.w + 4 * i) = *(const uint4*)(record + 512 * i + 16 * lane);
     if (WORDS % 4) *(uint2*)(p.w + WORDS / 4 * 4) = *(const uint2*)(record + WORDS / 4 * 512 + 8 * lane);
-    const int g = lane >> 2, t = lane & 3;
+    [[maybe_unused]] const int g = lane >> 2, t = lane & 3;
     const char* more = record + 128 * WORDS;
 #if SCALE == 1
 #pragma unroll
@@ -225,18 +226,23 @@ __device__ __forceinline__ void load(Piece& p, const char* record, int lane) {
     if (CHAINED) p.s[SCALE_WORDS] = (unsigned char)record[RECORD];  // the chain goes on in the next piece
 }
 
-// Outliers of a piece are spread over 4 KB of zeros, in the order of its fragments, and taken away when it is decoded.
-#define SPREAD (SPARSE * 4096)
+// Where 4096 inputs and more have their outliers: x is multiplied by them alone in `narrow`. Elsewhere those of a piece are
+// spread over zeros, LINE bytes an output, added to what is decoded, and taken away again.
+#define LINE (CHAINED ? 288 : FINE ? 272 : 320)  // so that eight lanes meet no bank twice
+#define SPREAD (SPARSE && PART ? 16 * LINE + 511 & ~511 : 0)
 __device__ __forceinline__ uint2 outliers_of(const char* record) { return *(const uint2*)(record + RECORD - 16); }
 __device__ __forceinline__ u32 ask(const Weight& W, uint2 range, int lane) {
     return range.x + lane < range.y ? __ldg(W.outliers + range.x + lane) : 0;
 }
+__device__ __forceinline__ u16* spread_at(char* more, u32 outlier) {
+    return (u16*)(more + (outlier >> 12 & 15) * LINE) + (outlier & 127);
+}
 __device__ __forceinline__ void spread(char* more, const Weight& W, uint2 range, u32 first, int lane, bool set) {
-    if (range.x + lane < range.y) *(u16*)(more + 2 * (first & 0xffff)) = set ? first >> 16 : 0;
+    if (range.x + lane < range.y) *spread_at(more, first) = set ? first >> 16 : 0;
 #pragma unroll 1
     for (u32 i = range.x + 32 + lane; i < range.y; i += 32) {
         const u32 next = __ldg(W.outliers + i);
-        *(u16*)(more + 2 * (next & 0xffff)) = set ? next >> 16 : 0;
+        *spread_at(more, next) = set ? next >> 16 : 0;
     }
 }
 
@@ -264,7 +270,9 @@ __device__ __forceinline__ u32 pair_of(const Piece& p, int q, int c, int up, u32
     const int at = BITS == 3 ? q < 5 ? 3 * q : 8 * (c & 1) + (q == 5 ? 3 : 0) : q % per * BITS;
     return within(at < up ? word << (up - at) : word >> (at - up), mask << up, more);
 }
-// Products of one m have their codes at the same place, which needs no shift for every other code.
+// Products of one m have their codes at the same place, which needs no shift for every other code. With TINY they stay what they are
+// as bits of fp16, code * 2^(up - 24), and `scales` has what makes weights of them.
+#define TINY (BITS < 8 && (SCALE == 2 || SCALE == 1 && ZEROS))
 __device__ __forceinline__ void weights(u32 a[2][4], const Piece& p, int j, const char*, int) {
 #pragma unroll
     for (int m = 0; m < 2; ++m)
@@ -272,7 +280,8 @@ __device__ __forceinline__ void weights(u32 a[2][4], const Piece& p, int j, cons
         for (int c = 0; c < 4; ++c) {  // or-ed below 1024's exponent a code is a number
             const int up = BITS < 8 ? m * BITS : 0;
             const u32 less = 0x8000 | whole((1024 >> up) + (ZEROS || SCALE == 2 ? 0 : CENTER));
-            a[m][c] = fma2(pair_of(p, 2 * j + m, c, up, 0x64006400), ((15u - up) << 10) * 0x10001, less * 0x10001);
+            if (TINY) a[m][c] = pair_of(p, 2 * j + m, c, up, 0);
+            else a[m][c] = fma2(pair_of(p, 2 * j + m, c, up, 0x64006400), ((15u - up) << 10) * 0x10001, less * 0x10001);
         }
 }
 // The codes themselves: of fp16 tiny numbers, code * 2^(up - 24), which the tensor cores multiply exactly; bf16 is too coarse
@@ -403,8 +412,14 @@ __device__ __forceinline__ void weights16(u32 a[4], const Piece& p, int i, const
 }
 #endif
 
-// Scales of the 32 inputs j: of outputs first and second, each twice in a word; zeros likewise (of two levels minus zero
-// times scale: a product is scale * code + that). m: which 16 of a trellis.
+#if KIND != GRID
+#define TINY 0
+#endif
+#define POWER(n) (((n) + 15 << 10) * 0x10001)  // 2^n, twice
+
+// Scales of the 32 inputs j: of outputs first and second, each twice in a word; zeros likewise. m: which 16 of a trellis. A weight
+// is (code - zero) * scale, with TINY (2^15 code + zero) * scale of codes of the first product of 32. Of two levels it is
+// scale * code + zero, all of it times a power of two that the weight's scale of rows takes back.
 __device__ __forceinline__ void scales(const Piece& p, int j, int m, u32 scale[2], u32 zero[2]) {
 #if SCALE == 1
     const int i = CHAINED ? (2 * j + m) * PARTS / 8 : j * PARTS / 4;
@@ -414,19 +429,26 @@ __device__ __forceinline__ void scales(const Piece& p, int j, int m, u32 scale[2
         const u32 z = p.s[i * 2 + 1];
         zero[0] = __byte_perm(z, z, 0x1010), zero[1] = __byte_perm(z, z, 0x3232);
     }
+    if (TINY)
+#pragma unroll
+        for (int half = 0; half < 2; ++half) scale[half] = mul2(scale[half], POWER(9)), zero[half] = mul2(zero[half], POWER(-9) | 0x80008000);
 #elif SCALE == 2
     const int i = j >> 1;
-    const float by = of_half(p.s[1 + 2 * i]), zero_by = of_half(p.s[2 + 2 * i]);
-    const float less = by * of_half(p.s[1 + 2 * i] >> 16), zero_less = zero_by * of_half(p.s[2 + 2 * i] >> 16);
-    const u32 codes = p.s[0] >> 16 * i;
+    const float by = 16 * of_half(p.s[1 + 2 * i]), zero_by = 16 * of_half(p.s[2 + 2 * i]);
+    const float less = by * (1 + of_half(p.s[1 + 2 * i] >> 16) / 16), zero_less = zero_by * (1 + of_half(p.s[2 + 2 * i] >> 16) / 16);
 #pragma unroll
-    for (int half = 0; half < 2; ++half) {  // or-ed to 2^23 a code is a number
-        const float s = by * (__uint_as_float(0x4b000000 | (codes >> 8 * half & 15)) - 8388608.f) - less;
-        const float z = zero_by * (__uint_as_float(0x4b000000 | (codes >> (8 * half + 4) & 15)) - 8388608.f) - zero_less;
-        scale[half] = twice(s), zero[half] = twice(-z * s);
+    for (int half = 0; half < 2; ++half) {  // or-ed below 1's exponent a code is 1 + code / 16
+        const int at = 16 * i + 8 * half;
+        const float s = by * __uint_as_float(within(at > 19 ? p.s[0] >> (at - 19) : p.s[0] << (19 - at), 15 << 19, 0x3f800000)) - less;
+        const float z = zero_by * __uint_as_float(within(at > 15 ? p.s[0] >> (at - 15) : p.s[0] << (15 - at), 15 << 19, 0x3f800000)) - zero_less;
+        scale[half] = twice(s), zero[half] = twice(s * z * (TINY ? -0x1p-24f : -1));
     }
 #endif
 }
+
+__device__ __forceinline__ int output_of(int g, int second) { return CHAINED ? 2 * g + second : g + 8 * second; }
+// Where inputs of product j of 32 begin for lane t, beside those of other lanes.
+__device__ __forceinline__ constexpr int place_of(int j, int t) { return FINE ? (j >> 1) * 64 + 16 * t + 8 * (j & 1) : 32 * j + 8 * t; }
 
 // The 16 x 32 weights j of a piece as two fragments. more: its outliers.
 __device__ __forceinline__ void decode(u32 a[2][4], const Piece& p, int j, const char* table, const char* more, int lane, const Weight& W, const u32 next[2]) {
@@ -438,28 +460,36 @@ __device__ __forceinline__ void decode(u32 a[2][4], const Piece& p, int j, const
     weights16(a[0], p, 2 * j, table, lane, next);
     weights16(a[1], p, 2 * j + 1, table, lane, next);
 #endif
+    uint4 outliers[2];  // of outputs first and second
+    if (SPREAD)
+#pragma unroll
+        for (int half = 0; half < 2; ++half)
+            outliers[half] = *(const uint4*)(more + output_of(lane >> 2, half) * LINE + 2 * place_of(j, lane & 3));
     u32 scale[2], zero[2];
 #pragma unroll
     for (int m = 0; m < 2; ++m) {
         if (SCALE && (m == 0 || CHAINED)) scales(p, j, m, scale, zero);
-        u32 outliers[4];
-        if (SPARSE) *(uint4*)outliers = *(const uint4*)(more + (2 * j + m) * 512 + 16 * lane);
+        else if (TINY)
+#pragma unroll
+            for (int half = 0; half < 2; ++half) {  // codes of the second product lie BITS higher
+                scale[half] = mul2(scale[half], POWER(-BITS));
+                if (SCALE == 1) zero[half] = mul2(zero[half], POWER(BITS));
+            }
 #pragma unroll
         for (int c = 0; c < 4; ++c) {
             u32& pair = a[m][c];
-            if (SCALE == 1 && ZEROS) pair = sub2(pair, zero[c & 1]);
-            if (SCALE == 1) pair = mul2(pair, scale[c & 1]);
-            if (SCALE == 2) pair = fma2(pair, scale[c & 1], zero[c & 1]);
-            if (SPARSE) pair = add2(pair, outliers[c]);
+            if (TINY && SCALE == 1) pair = mul2(fma2(pair, POWER(15), zero[c & 1]), scale[c & 1]);
+            else {
+                if (SCALE == 1 && ZEROS) pair = sub2(pair, zero[c & 1]);
+                if (SCALE == 1) pair = mul2(pair, scale[c & 1]);
+                if (SCALE == 2) pair = fma2(pair, scale[c & 1], zero[c & 1]);
+            }
+            if (SPREAD) pair = add2(pair, (&outliers[c & 1].x)[2 * m + (c >> 1)]);
             if (CONVERT) pair = half_to_bf16(pair);
         }
     }
 }
 
-__device__ __forceinline__ int output_of(int g, int second) { return CHAINED ? 2 * g + second : g + 8 * second; }
-
-// Where inputs of product j of 32 begin for lane t, beside those of other lanes.
-__device__ __forceinline__ constexpr int place_of(int j, int t) { return FINE ? (j >> 1) * 64 + 16 * t + 8 * (j & 1) : 32 * j + 8 * t; }
 // x of product j for the token of this lane: the four words that two products of 16 take. row: of a piece.
 __device__ __forceinline__ void inputs(u32 b[4], const u16* row, int j, int t) {
     if (CHAINED) {
@@ -474,7 +504,9 @@ __device__ __forceinline__ void inputs(u32 b[4], const u16* row, int j, int t) {
 
 #if PART == 0
 #define TEAMS (WARPS / TEAM)
-#define LATER (KIND == GRID && BITS <= 4 && SCALE == 1 && GROUPS == 1 && !SPARSE)  // scales are applied to a piece's sums
+#define LATER (KIND == GRID && BITS <= 4 && SCALE == 1 && GROUPS == 1)  // scales are applied to a piece's sums
+#define BIN 36                              // numbers of a row of bins, so that eight lanes meet no bank twice
+#define BINS (SPARSE ? 2 * 16 * BIN * 4 : 0)  // bytes: of two tokens, of 16 outputs, a number of each lane
 
 __device__ __forceinline__ void together(int team) {  // a barrier of one team
     asm volatile("bar.sync %0, %1;" ::"r"(1 + team), "n"(TEAM * 32) : "memory");
@@ -487,7 +519,8 @@ __device__ __forceinline__ void sum_of(float* c, u32 b0, u32 b1) {
 }
 
 // Up to 8 tokens. Each block has a run of tiles; teams of warps take R of them at a time, the warps of a team their pieces.
-// y[n][o] = scale[o] * sum + bias. x: (B, pieces * 128). wide_out: y is fp32.
+// y[n][o] = scale[o] * sum + bias. x: (B, pieces * 128). wide_out: y is fp32. A warp multiplies the outliers of its pieces by
+// itself, each lane into bins of its own; the first EARLY of a lane are asked for with the first records.
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
 narrow(Weight W, const u16* x, void* y, const u16* row_scale, const u16* bias, int N, int B, int wide_out) {
     extern __shared__ uint4 room[];
@@ -495,8 +528,8 @@ narrow(Weight W, const u16* x, void* y, const u16* row_scale, const u16* bias, i
     const int slot = R * (RUN * RECORD + PAD);  // bytes of a run of records
     char* table = (char*)room;
     char* ring = table + TABLE_BYTES + warp * (DEPTH * slot);
-    char* more = table + TABLE_BYTES + WARPS * (DEPTH * slot) + warp * (R * SPREAD);
-    float* sums = (float*)(table + TABLE_BYTES + WARPS * (DEPTH * slot + R * SPREAD));  // [WARPS][R][B][STRIDE]
+    float* bins = (float*)(table + TABLE_BYTES + WARPS * (DEPTH * slot) + warp * BINS);
+    float* sums = (float*)(table + TABLE_BYTES + WARPS * (DEPTH * slot + BINS));  // [WARPS][R][B][STRIDE]
     u16* kept = (u16*)(sums + WARPS * R * B * STRIDE);
     const int team = warp / TEAM, member = warp % TEAM, row = lane & 15;
     const int begin = (u32)W.tiles * blockIdx.x / gridDim.x, end = (u32)W.tiles * (blockIdx.x + 1) / gridDim.x;
@@ -537,9 +570,7 @@ narrow(Weight W, const u16* x, void* y, const u16* row_scale, const u16* bias, i
     for (int d = 0; d < DEPTH; ++d) fetch_next();
     Table words;
     ask(words, W);
-    if (SPARSE)
-#pragma unroll
-        for (int i = 0; i < R * SPREAD / 512; ++i) *(uint4*)(more + 512 * i + 16 * lane) = {};
+    for (int i = 16 * lane; i < BINS; i += 512) *(uint4*)((char*)bins + i) = {};
     previous_kernel();
     const int stride = D + (FINE ? 8 : 32);  // so that eight lanes meet no bank twice
     uint4 eight = {};
@@ -559,6 +590,19 @@ narrow(Weight W, const u16* x, void* y, const u16* row_scale, const u16* bias, i
     u32 kept_at = (char*)kept - table + (min(g, B - 1) * stride + place_of(0, t)) * 2;
     hold(kept_at);
     const bool token = g < B;  // others are zeros: what is not read takes no time
+#if SPARSE
+    auto put = [&](u32 outlier, int n) {  // its products with tokens n and n + 1
+        const int in = head * 128 + (outlier - head * 128 & 4095), of_32 = in & 31;
+        float* bin = bins + (outlier >> 12 & 15) * BIN + lane;
+#pragma unroll
+        for (int k = 0; k < 2; ++k)
+            if (n + k < B) {
+                const u16* number = INPUTS ? kept + (n + k) * stride + in
+                    : x + (long long)(n + k) * D + (CHAINED ? in - of_32 + (of_32 & 4) * 4 + (of_32 >> 3) * 4 + (of_32 & 3) : in);
+                bin[k * 16 * BIN] += of_half(outlier >> 16) * of_T(*number);
+            }
+    };
+#endif
     int at = 0;
     u32 turn = 0;  // how often the ring has been read, modulo 2
     for (int tile = begin + team * R; tile < end; tile += TEAMS * R) {
@@ -566,6 +610,11 @@ narrow(Weight W, const u16* x, void* y, const u16* row_scale, const u16* bias, i
         u16 scale[R];
 #pragma unroll
         for (int r = 0; r < R; ++r) scale[r] = row_scale ? row_scale[min((tile + r) * 16 + row, N - 1)] : 0x3c00;  // asked for early
+#if SPARSE
+        u32 first[R], last[R], early[R][EARLY];  // outliers
+#pragma unroll
+        for (int r = 0; r < R; ++r) first[r] = last[r] = 0;
+#endif
         for (int run = head; run < tail; run += RUN) {
 #if BULK
             barrier_wait(mine_full + at * 8, turn);
@@ -576,16 +625,20 @@ narrow(Weight W, const u16* x, void* y, const u16* row_scale, const u16* bias, i
             u32 record = ring - table + at * slot, here = kept_at + run * 256;
             hold(record), hold(here);
 #if SPARSE
-            u32 outlier[R][RUN];  // the first of each lane
+            const int end_of_run = min(RUN, tail - run) * RECORD;
 #pragma unroll
-            for (int r = 0; r < R; ++r)
+            for (int r = 0; r < R; ++r) {
+                if (tile + r >= end) continue;
+                const char* records = table + record + r * (slot / R);
+                if (run == head) {
+                    first[r] = outliers_of(records).x;
 #pragma unroll
-                for (int i = 0; i < RUN; ++i)
-                    if (run + i < tail && tile + r < end) outlier[r][i] = ask(W, outliers_of(table + record + r * (slot / R) + i * RECORD), lane);
-#pragma unroll
-#else
-#pragma unroll 1
+                    for (int k = 0; k < EARLY; ++k) early[r][k] = __ldg(W.outliers + first[r] + 32 * k + lane);  // there are more behind the last
+                }
+                last[r] = outliers_of(records + end_of_run - RECORD).y;
+            }
 #endif
+#pragma unroll 1
             for (int i = 0; i < RUN; ++i) {
                 const int piece = run + i;
                 if (piece >= tail) break;
@@ -598,15 +651,6 @@ narrow(Weight W, const u16* x, void* y, const u16* row_scale, const u16* bias, i
                     reach(now[r], lane, next[r]);
 #endif
                 }
-#if SPARSE
-                uint2 range[R];
-#pragma unroll
-                for (int r = 0; r < R; ++r) {
-                    range[r] = tile + r < end ? outliers_of(table + record + r * (slot / R)) : uint2{};
-                    spread(more + r * SPREAD, W, range[r], outlier[r][i], lane, true);
-                }
-                __syncwarp();
-#endif
 #if LATER
                 float part[R][2][4] = {}, total[4] = {}, offset[4] = {};  // of products m; of the inputs, once and times `raw`'s 128
 #endif
@@ -629,18 +673,12 @@ narrow(Weight W, const u16* x, void* y, const u16* row_scale, const u16* bias, i
                         mma(part[r][0], a[0], b.x, b.y);
                         mma(part[r][1], a[1], b.z, b.w);
 #else
-                        decode(a, now[r], j, table, more + r * SPREAD, lane, W, next[r]);
+                        decode(a, now[r], j, table, nullptr, lane, W, next[r]);
                         mma(acc[r], a[0], b.x, b.y);
                         mma(acc[r], a[1], b.z, b.w);
 #endif
                     }
                 }
-#if SPARSE
-                __syncwarp();
-#pragma unroll
-                for (int r = 0; r < R; ++r) spread(more + r * SPREAD, W, range[r], outlier[r][i], lane, false);
-                __syncwarp();
-#endif
 #if LATER
 #pragma unroll
                 for (int r = 0; r < R; ++r)
@@ -665,6 +703,30 @@ narrow(Weight W, const u16* x, void* y, const u16* row_scale, const u16* bias, i
                 const int n = 2 * t + (c & 1);
                 if (n < B) sums[((warp * R + r) * B + n) * STRIDE + output_of(g, c >> 1)] = acc[r][c];
             }
+#if SPARSE
+        for (int n = 0; n < B; n += 2)
+#pragma unroll
+            for (int r = 0; r < R; ++r) {
+#pragma unroll
+                for (int k = 0; k < EARLY; ++k)
+                    if (first[r] + 32 * k + lane < last[r]) put(early[r][k], n);
+                for (u32 i = first[r] + 32 * EARLY + lane; i < last[r]; i += 32) put(__ldg(W.outliers + i), n);
+                __syncwarp();
+                for (int k = 0; k < min(2, B - n); ++k) {
+                    float4* from = (float4*)(bins + (k * 16 + row) * BIN) + (lane >> 4) * 4;
+                    float sum = 0;
+#pragma unroll
+                    for (int i = 0; i < 4; ++i) {
+                        const float4 some = from[i];
+                        from[i] = {};
+                        sum += some.x + some.y + (some.z + some.w);
+                    }
+                    sum += __shfl_xor_sync(ALL, sum, 16);
+                    if (lane < 16) sums[((warp * R + r) * B + n + k) * STRIDE + row] += sum;
+                }
+                __syncwarp();
+            }
+#endif
         together(team);
 #pragma unroll
         for (int r = 0; r < R; ++r)

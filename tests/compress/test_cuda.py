@@ -41,6 +41,7 @@ def weights() -> dict[str, QuantizedWeight]:
         "gptq": QuantizedWeight((75, 250), Grid(75, 256, 4, Whole(75, 2, 4)), Real(75, 2), Transform(75, 256, permuted=True)),
         "spqr": QuantizedWeight((75, 1060), Grid(75, 1072, 3, TwoLevel(75, 67, 3, 16)), TwoLevel(75, 67, 3, 16), sparse=outliers(75, 1060, 0.01)),
         "spqr of all rows": QuantizedWeight((50, 256), Grid(50, 256, 2, TwoLevel(50, 16, 4, 99)), TwoLevel(50, 16, 4, 99), sparse=outliers(50, 256, 0.1)),
+        "spqr of many inputs": QuantizedWeight((24, 9216), Grid(24, 9216, 3, TwoLevel(24, 576, 3, 16)), TwoLevel(24, 576, 3, 16), sparse=outliers(24, 9216, 0.01)),
         "grid and outliers": QuantizedWeight((70, 512), Grid(70, 512, 4), Real(70, 4), sparse=outliers(70, 512, 0.02)),
         "rotated grid": QuantizedWeight((48, 384), Grid(48, 384, 2), Real(48, 3), Transform.random(48, 384, 128, 16, 0)),
         "low rank": QuantizedWeight((48, 384), Grid(48, 384, 2), Real(48, 3), low_rank=LowRank(48, 384, 5)),
@@ -190,24 +191,27 @@ def test_scales_and_zeros_lie_where_lanes_read_them(name: str):
 
 
 @pytest.mark.parametrize("name", [n for n in NAMES if n.startswith("spqr") or n.endswith("outliers")])
-def test_outliers_lie_by_pieces_where_fragments_have_their_weights(name: str):
+def test_outliers_lie_by_pieces_each_with_its_place_and_a_share_of_its_value(name: str):
     weight = weights()[name]
     packed = cuda.pack(weight)
     layout = Layout(*packed.how)
     where = records(packed, layout)[..., -16:].contiguous().view(torch.int32).flatten(0, 1)
     outliers = packed.parts[2].long() & 0xFFFFFFFF
     assert torch.equal(where[:-1, 1], where[1:, 0]) and where[0, 0] == 0
-    assert where[-1, 1] == len(outliers) == len(weight.sparse.values)
-    rows, inputs = places(layout)
+    assert where[-1, 1] == len(outliers) - 32 * cuda.MOST_EARLY == len(weight.sparse.values)
+    assert not outliers[len(weight.sparse.values) :].any(), "what may be read behind them is nothing"
+    power = 2.0 ** cuda._power(weight)
+    assert (packed.parts[3] == power).all() and (power == 1 or packed.parts[3].numel() == weight.decode.N)
+    _, inputs = places(layout)
+    order = inputs.reshape(2, 2, 4, 8).transpose(1, 2).flatten() if layout.fine else inputs.flatten()  # as kept for lanes
     whole = torch.zeros(layout.tiles * TILE, layout.pieces * PIECE)
     for piece in range(layout.tiles * layout.pieces):
         for entry in outliers[where[piece, 0] : where[piece, 1]].tolist():
-            place, value = entry & 0xFFFF, torch.tensor(entry >> 16).to(torch.uint16).view(torch.float16)
-            chunk, lane, pair, two = place // 256, place // 8 % 32, place % 8 // 2, place % 2
-            row = rows[lane // 4, pair % 2] + piece // layout.pieces * TILE
-            i = 4 * (chunk % 2) + 2 * (pair // 2) + two
-            whole[row, inputs[chunk // 2, lane % 4, i] + piece % layout.pieces * PIECE] = value
-    assert torch.equal(whole[: weight.sparse.N, : weight.sparse.D], weight.sparse())
+            value = torch.tensor(entry >> 16).to(torch.uint16).view(torch.float16) * power
+            assert (entry & 4095) // PIECE == piece % layout.pieces % 32
+            whole[entry >> 12 & 15 | piece // layout.pieces * TILE, order[entry & 127] + piece % layout.pieces * PIECE] = value
+    off = (whole[: weight.sparse.N, : weight.sparse.D] - weight.sparse()).abs().max()
+    assert off <= (0 if power == 1 else 2**-25 * power), "divided by the power, the smallest are fp16's tiny numbers"
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
@@ -289,7 +293,7 @@ def test_every_kernel_compiles_for_old_and_new_cards():
 def test_launches_fit_the_shared_memory_of_any_card(room: int):
     for name, weight in weights().items():
         layout = Layout(*cuda.pack(weight).how)
-        if cuda._table(layout, 0)[1] > room - cuda.LEAST:
+        if not cuda._fits(layout, room):
             assert room == 64 * 1024, name  # `pack` leaves it to torch there
             continue
         for pieces in (1, 32, 224):
@@ -300,6 +304,8 @@ def test_launches_fit_the_shared_memory_of_any_card(room: int):
                 which = cuda.narrow_launch if B <= cuda.NARROW else cuda.wide_launch
                 launch = which(how, B, False, cuda.knobs(how, B, card), room)
                 assert launch.shared <= room and launch.knobs.warps >= 4, (name, pieces, B)
+                if layout.sparse and B <= cuda.NARROW:  # a warp can tell its outliers' inputs apart
+                    assert -(-pieces // launch.knobs.team) <= cuda.REACH
 
 
 @pytest.mark.parametrize("room", [64 * 1024, 99 * 1024, 227 * 1024])
