@@ -34,8 +34,8 @@ HALVES = (torch.float16, torch.bfloat16)
 LEAST = 42 * 1024  # bytes of shared memory for codes, inputs and sums, beside a table
 AT_ONCE = 1 << 24  # weights whose codes lie unpacked at a time, at about 20 bytes each, while one is packed
 COPIES = 128 * 1024  # bytes of shared memory for copies of a table, at most
-BINS = 4608  # bytes of shared memory in which a warp of `narrow` multiplies outliers
-MOST_EARLY, REACH = 8, 32  # outliers that its lanes ask for early; pieces whose outliers it can tell apart
+BINS = 2048  # bytes of shared memory in which a warp of `narrow` multiplies a tile's outliers; of 2 tokens or more twice that
+BEHIND, REACH = 64, 32  # entries that it may read behind the last outlier; pieces whose outliers it can tell apart
 TINY = 24  # of fp16 the code 1 is 2^-24: see `scales` of product.cu
 
 
@@ -365,7 +365,7 @@ def _pack_outliers(sparse: Sparse, layout: Layout, power: int) -> tuple[Tensor, 
         column = column - column % 32 + column % 16 // 4 * 8 + column // 16 % 2 * 4 + column % 4
     value = (sparse.values.detach().float() * 2.0**-power).half().view(torch.int16).int() << 16
     entries = value | (row % TILE << 12 | column % 4096).int()
-    return where.view(layout.tiles, layout.pieces, 4).view(torch.uint8), F.pad(entries[order], (0, 32 * MOST_EARLY))
+    return where.view(layout.tiles, layout.pieces, 4).view(torch.uint8), F.pad(entries[order], (0, BEHIND))
 
 
 # --- launches ------------------------------------------------------------------------------------------------------
@@ -383,21 +383,25 @@ class Knobs:
     most: int = COPIES  # bytes for copies of the table
     wgmma: int = 0
     run: int = 1  # pieces that a warp of `narrow` takes together, at most
+    tokens: int = 0  # of `narrow`, with outliers
 
 
 @lru_cache(maxsize=4096)
 def knobs(layout: Layout, B: int, card: Card) -> Knobs:
     """For so many tokens."""
+    kind = KINDS[layout.kind]
     if B <= NARROW:
         turns = -(-layout.tiles // card.cores)  # tiles of a multiprocessor
-        tiles = 2 if turns > 4 and not layout.sparse else 1
-        teams = min(4, 1 << (-(-turns // tiles) - 1).bit_length())
-        return Knobs(16, 2, 16 // teams, tiles, run=4)
+        if layout.sparse and B == 1 and turns > 4:
+            teams = min((7, 6, 5, 4), key=lambda n: -turns % n)  # the fewest idle in the last turn
+            return Knobs(4 * teams, 2, 4, run=1 if teams == 7 else 2)
+        one = layout.sparse or (B > 2 and kind != "grid" and turns <= 8)
+        tiles = 1 if one or turns <= 4 else 2
+        teams = min(8 if one else 4, 1 << (-(-turns // tiles) - 1).bit_length())
+        return Knobs(16, 2, 16 // teams, tiles, run=4 if tiles == 2 and turns > 8 else 2)
     if B > 16 or layout.sparse:
         return Knobs(16, 4, tiles=1, wgmma=card.wgmma)
-    return {"grid": Knobs(16, 4, tiles=1), "additive": Knobs(8, 4, tiles=3), "trellis": Knobs(12, 4, tiles=2)}[
-        KINDS[layout.kind]
-    ]
+    return {"grid": Knobs(16, 3, tiles=1), "additive": Knobs(8, 4, tiles=3), "trellis": Knobs(12, 4, tiles=2)}[kind]
 
 
 @lru_cache(maxsize=4096)
@@ -439,7 +443,7 @@ def _flags(layout: Layout, part: int, copies: int, bf16: bool, fan: int, k: Knob
         "KIND": layout.kind, "BITS": layout.bits, "WINDOW": layout.window, "WIDE": layout.wide, "CENTER": layout.center,
         "SCALE": layout.scale, "GROUPS": layout.groups, "ZEROS": layout.zeros, "SPARSE": layout.sparse, "REP": copies,
         "BF16": int(bf16), "NT": fan, "R": k.tiles, "WARPS": k.warps, "TEAM": k.team, "DEPTH": k.depth, "INPUTS": k.inputs, "RUN": k.run,
-        "WGMMA": k.wgmma, "PART": part, "EARLY": 0 if part or not layout.sparse else min(MOST_EARLY, -(-layout.pieces * 24 // (k.team * 32))),
+        "WGMMA": k.wgmma, "PART": part, "TOKENS": k.tokens,
     }  # fmt: skip
     return tuple(f"-D{name}={number}" for name, number in numbers.items())
 
@@ -468,6 +472,7 @@ class Launch:
 def narrow_launch(layout: Layout, B: int, bf16: bool, k: Knobs, room: int) -> Launch:
     """Of `narrow` for B tokens, on a card whose blocks may have `room` bytes of shared memory."""
     kept = B * (layout.pieces * PIECE + 32) * 2
+    k = replace(k, tokens=layout.sparse << (B - 1).bit_length())
 
     def run(k: Knobs) -> int:
         """Bytes of the runs in flight, one of each warp, and of its barrier."""
@@ -475,15 +480,16 @@ def narrow_launch(layout: Layout, B: int, bf16: bool, k: Knobs, room: int) -> La
 
     def least(k: Knobs) -> int:
         """Bytes of sums, bins and two runs."""
-        return k.warps * (k.tiles * B * 20 * 4 + BINS * layout.sparse) + 2 * run(k)
+        return k.warps * k.tiles * (B * 20 * 4 + BINS * min(k.tokens, 2)) + 2 * run(k)
 
     while layout.sparse and -(-layout.pieces // k.team) > REACH and k.team < k.warps:
-        k = replace(k, team=k.team * 2)
+        k = replace(k, team=k.team * 2, warps=k.warps // (k.team * 2) * k.team * 2)
     one = _table(layout, 0)[1]
     while least(k) + one + k.inputs * kept > room and k.run > 1:
         k = replace(k, run=k.run // 2)
     while least(k) + one > room:
-        k = replace(k, tiles=1) if k.tiles > 1 else replace(k, warps=k.warps // 2, team=min(k.team, k.warps // 2))
+        half, team = k.warps // 2, min(k.team, k.warps // 2)
+        k = replace(k, tiles=1) if k.tiles > 1 else replace(k, warps=half // team * team, team=team)
     left = room - least(k)
     copies, table = _table(layout, min(k.most, left))
     if k.inputs and table + kept > left:  # half the copies cost less than inputs from global memory

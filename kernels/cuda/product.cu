@@ -6,7 +6,7 @@
 //   CENTER  a grid's zero where no table is    REP     copies of the table in shared memory
 //   SCALE   0: of a row. 1: of GROUPS parts of a piece, each of 16 inputs or more. 2: two levels, of 16 inputs
 //   ZEROS   1: the table holds zeros, too      BF16    of inputs and outputs; else fp16
-//   SPARSE  1: there are outliers              EARLY   of them that a lane of narrow asks for early
+//   SPARSE  1: there are outliers              TOKENS  1, 2, 4 or 8: of narrow, with outliers
 //   NT      eights of tokens
 //   WARPS   of a block, TEAM of a tile         R       tiles of a warp at once
 //   DEPTH   pieces in flight; of narrow runs   RUN     pieces that a warp of narrow takes together
@@ -202,24 +202,36 @@ struct Piece {
     u32 w[WORDS], s[SCALE_WORDS + CHAINED + 1];
 };
 
-__device__ __forceinline__ void load(Piece& p, const char* record, int lane) {
+// Where in a record a lane reads; held, because it would be made again for every piece.
+struct Places {
+    u32 fours, twos, scales, levels;
+};
+__device__ __forceinline__ Places places_of(int lane) {
+    const int g = lane >> 2, t = lane & 3;
+    Places at = {16u * lane, WORDS / 4 * 512 + 8u * lane, 128 * WORDS + (SCALE == 2 ? 4u * lane : ((FINE ? t : 0) * 8 + g) * (4 + 4u * ZEROS)), 128 * WORDS + 128 + 8u * t};
+    hold(at.fours);
+    if (WORDS % 4) hold(at.twos);
+    if (SCALE) hold(at.scales);
+    if (SCALE == 2) hold(at.levels);
+    return at;
+}
+
+__device__ __forceinline__ void load(Piece& p, const char* record, const Places& at) {
 #pragma unroll
-    for (int i = 0; i < WORDS / 4; ++i) *(uint4*)(p.w + 4 * i) = *(const uint4*)(record + 512 * i + 16 * lane);
-    if (WORDS % 4) *(uint2*)(p.w + WORDS / 4 * 4) = *(const uint2*)(record + WORDS / 4 * 512 + 8 * lane);
-    [[maybe_unused]] const int g = lane >> 2, t = lane & 3;
-    const char* more = record + 128 * WORDS;
+    for (int i = 0; i < WORDS / 4; ++i) *(uint4*)(p.w + 4 * i) = *(const uint4*)(record + at.fours + 512 * i);
+    if (WORDS % 4) *(uint2*)(p.w + WORDS / 4 * 4) = *(const uint2*)(record + at.twos);
 #if SCALE == 1
 #pragma unroll
     for (int i = 0; i < PARTS; ++i) {
-        const char* entry = more + ((FINE ? 4 * i + t : i) * 8 + g) * (4 + 4 * ZEROS);
+        const char* entry = record + at.scales + i * (FINE ? 4 : 1) * 8 * (4 + 4 * ZEROS);
         if (ZEROS) *(uint2*)(p.s + 2 * i) = *(const uint2*)entry;
         else p.s[i] = *(const u32*)entry;
     }
 #elif SCALE == 2
-    p.s[0] = *(const u32*)(more + 4 * lane);
+    p.s[0] = *(const u32*)(record + at.scales);
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
-        const uint2 level = *(const uint2*)(more + 128 + 32 * i + 8 * t);
+        const uint2 level = *(const uint2*)(record + at.levels + 32 * i);
         p.s[1 + 2 * i] = level.x, p.s[2 + 2 * i] = level.y;
     }
 #endif
@@ -259,16 +271,17 @@ __device__ __forceinline__ u32 whole(int v) {
 }
 // Pair c of product q = 2 j + m: codes lie in the low and the high half of a word, those of c one behind the other. Of 3 bits
 // five fill a word but for its last bit, two more and two bits lie in a byte of the words behind. `up`: where to leave them.
+__device__ __forceinline__ u32 moved(u32 word, int at, int up) { return at < up ? word << (up - at) : word >> (at - up); }
 __device__ __forceinline__ u32 pair_of(const Piece& p, int q, int c, int up, u32 more) {
     const u32 mask = ((1u << BITS) - 1) * 0x10001;
     if (BITS == 3 && q == 7) {
-        const u32 tail = p.w[4 + (c >> 1)] >> (8 * (c & 1) + 6), last = p.w[c] >> 13;
-        return within(last << up, 0x40004u << up, within(tail << up, 0x30003u << up, more));
+        more = within(moved(p.w[4 + (c >> 1)], 8 * (c & 1) + 6, up), 0x30003u << up, more);
+        return within(moved(p.w[c], 13, up), 0x40004u << up, more);
     }
     const int per = 16 / BITS;
     const u32 word = BITS == 3 ? p.w[q < 5 ? c : 4 + (c >> 1)] : p.w[q / per * 4 + c];
     const int at = BITS == 3 ? q < 5 ? 3 * q : 8 * (c & 1) + (q == 5 ? 3 : 0) : q % per * BITS;
-    return within(at < up ? word << (up - at) : word >> (at - up), mask << up, more);
+    return within(moved(word, at, up), mask << up, more);
 }
 // Products of one m have their codes at the same place, which needs no shift for every other code. With TINY they stay what they are
 // as bits of fp16, code * 2^(up - 24), and `scales` has what makes weights of them.
@@ -434,14 +447,14 @@ __device__ __forceinline__ void scales(const Piece& p, int j, int m, u32 scale[2
         for (int half = 0; half < 2; ++half) scale[half] = mul2(scale[half], POWER(9)), zero[half] = mul2(zero[half], POWER(-9) | 0x80008000);
 #elif SCALE == 2
     const int i = j >> 1;
-    const float by = 16 * of_half(p.s[1 + 2 * i]), zero_by = 16 * of_half(p.s[2 + 2 * i]);
-    const float less = by * (1 + of_half(p.s[1 + 2 * i] >> 16) / 16), zero_less = zero_by * (1 + of_half(p.s[2 + 2 * i] >> 16) / 16);
+    const float by = of_half(p.s[1 + 2 * i]), less = by * (16 + of_half(p.s[1 + 2 * i] >> 16));
+    const float zero_by = of_half(p.s[2 + 2 * i]) * (TINY ? -0x1p-24f : -1), zero_less = zero_by * (16 + of_half(p.s[2 + 2 * i] >> 16));
 #pragma unroll
-    for (int half = 0; half < 2; ++half) {  // or-ed below 1's exponent a code is 1 + code / 16
+    for (int half = 0; half < 2; ++half) {  // or-ed below 16's exponent a code is 16 + code
         const int at = 16 * i + 8 * half;
-        const float s = by * __uint_as_float(within(at > 19 ? p.s[0] >> (at - 19) : p.s[0] << (19 - at), 15 << 19, 0x3f800000)) - less;
-        const float z = zero_by * __uint_as_float(within(at > 15 ? p.s[0] >> (at - 15) : p.s[0] << (15 - at), 15 << 19, 0x3f800000)) - zero_less;
-        scale[half] = twice(s), zero[half] = twice(s * z * (TINY ? -0x1p-24f : -1));
+        const float s = by * __uint_as_float(within(at > 19 ? p.s[0] >> (at - 19) : p.s[0] << (19 - at), 15 << 19, 0x41800000)) - less;
+        const float z = zero_by * __uint_as_float(within(at > 15 ? p.s[0] >> (at - 15) : p.s[0] << (15 - at), 15 << 19, 0x41800000)) - zero_less;
+        scale[half] = twice(s), zero[half] = twice(s * z);
     }
 #endif
 }
@@ -505,8 +518,9 @@ __device__ __forceinline__ void inputs(u32 b[4], const u16* row, int j, int t) {
 #if PART == 0
 #define TEAMS (WARPS / TEAM)
 #define LATER (KIND == GRID && BITS <= 4 && SCALE == 1 && GROUPS == 1)  // scales are applied to a piece's sums
-#define BIN 36                              // numbers of a row of bins, so that eight lanes meet no bank twice
-#define BINS (SPARSE ? 2 * 16 * BIN * 4 : 0)  // bytes: of two tokens, of 16 outputs, a number of each lane
+#define EACH (TOKENS > 1 ? 2 : 1)           // tokens of a lane
+#define STEPS (TOKENS / EACH)               // in which a warp's outliers meet all tokens
+#define BINS (SPARSE * 16 * 32 * EACH * 4)  // bytes: of a tile's outputs, EACH numbers of each lane
 
 __device__ __forceinline__ void together(int team) {  // a barrier of one team
     asm volatile("bar.sync %0, %1;" ::"r"(1 + team), "n"(TEAM * 32) : "memory");
@@ -519,8 +533,8 @@ __device__ __forceinline__ void sum_of(float* c, u32 b0, u32 b1) {
 }
 
 // Up to 8 tokens. Each block has a run of tiles; teams of warps take R of them at a time, the warps of a team their pieces.
-// y[n][o] = scale[o] * sum + bias. x: (B, pieces * 128). wide_out: y is fp32. A warp multiplies the outliers of its pieces by
-// itself, each lane into bins of its own; the first EARLY of a lane are asked for with the first records.
+// y[n][o] = scale[o] * sum + bias. x: (B, pieces * 128). wide_out: y is fp32. The outliers of a piece are
+// multiplied by themselves, a lane one with EACH tokens into bins of its own, which are added up when a tile is done.
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
 narrow(Weight W, const u16* x, void* y, const u16* row_scale, const u16* bias, int N, int B, int wide_out) {
     extern __shared__ uint4 room[];
@@ -528,29 +542,29 @@ narrow(Weight W, const u16* x, void* y, const u16* row_scale, const u16* bias, i
     const int slot = R * (RUN * RECORD + PAD);  // bytes of a run of records
     char* table = (char*)room;
     char* ring = table + TABLE_BYTES + warp * (DEPTH * slot);
-    float* bins = (float*)(table + TABLE_BYTES + WARPS * (DEPTH * slot) + warp * BINS);
-    float* sums = (float*)(table + TABLE_BYTES + WARPS * (DEPTH * slot + BINS));  // [WARPS][R][B][STRIDE]
+    char* more = table + TABLE_BYTES + WARPS * (DEPTH * slot) + warp * (R * BINS);
+    float* sums = (float*)(table + TABLE_BYTES + WARPS * (DEPTH * slot + R * BINS));  // [WARPS][R][B][STRIDE]
     u16* kept = (u16*)(sums + WARPS * R * B * STRIDE);
     const int team = warp / TEAM, member = warp % TEAM, row = lane & 15;
     const int begin = (u32)W.tiles * blockIdx.x / gridDim.x, end = (u32)W.tiles * (blockIdx.x + 1) / gridDim.x;
     const int each = (P + TEAM - 1) / TEAM, head = min(P, member * each), tail = min(P, head + each);  // a warp's pieces
 
-    int ahead_tile = head < tail ? begin + team * R : end, ahead_piece = head, ahead = 0;
+    int ahead_tile = head < tail ? begin + team * R : end, ahead_piece = head;
 #if BULK
     __shared__ unsigned long long barriers[WARPS * DEPTH];
-    const u32 mine_full = shared_address(barriers) + warp * (DEPTH * 8);
+    u32 mine_full = shared_address(barriers) + warp * (DEPTH * 8), ring_at = shared_address(ring);
+    hold(mine_full), hold(ring_at);
     if (lane < DEPTH) barrier_init(mine_full + 8 * lane, 1);
     barriers_ready();
     __syncwarp();
 #endif
-    auto fetch_next = [&] {
+    auto fetch_next = [&](int place) {  // in the ring
         if (ahead_tile < end) {
             const int bytes = min(RUN, tail - ahead_piece) * RECORD + PAD;
             const char* from = record_of(W, ahead_tile, ahead_piece);
-            char* to = ring + ahead * slot;
 #if BULK
             if (lane == 0) {
-                const u32 barrier = mine_full + ahead * 8, there = shared_address(to);
+                const u32 barrier = mine_full + place * 8, there = ring_at + place * slot;
                 barrier_arrive(barrier, bytes * min(R, end - ahead_tile));
 #pragma unroll
                 for (int r = 0; r < R; ++r)
@@ -559,18 +573,30 @@ narrow(Weight W, const u16* x, void* y, const u16* row_scale, const u16* bias, i
 #else
 #pragma unroll
             for (int r = 0; r < R; ++r)
-                if (ahead_tile + r < end) warp_copy(to + r * (slot / R), from + r * (u32)(P * RECORD + PAD), bytes, lane);
+                if (ahead_tile + r < end) warp_copy(ring + place * slot + r * (slot / R), from + r * (u32)(P * RECORD + PAD), bytes, lane);
 #endif
             if ((ahead_piece += RUN) >= tail) ahead_piece = head, ahead_tile += TEAMS * R;
         }
-        commit();
-        if (++ahead == DEPTH) ahead = 0;
+        if (!BULK) commit();
     };
 #pragma unroll 1
-    for (int d = 0; d < DEPTH; ++d) fetch_next();
+    for (int d = 0; d < DEPTH; ++d) fetch_next(d);
     Table words;
     ask(words, W);
-    for (int i = 16 * lane; i < BINS; i += 512) *(uint4*)((char*)bins + i) = {};
+#if SPARSE
+#pragma unroll
+    for (int i = 16 * lane; i < R * BINS; i += 512) *(uint4*)(more + i) = {};
+    u32 from[R], outlier[R];  // where those of the warp's next tiles begin; the lane's of the piece at hand
+    auto look = [&](int tile) {
+#pragma unroll
+        for (int r = 0; r < R; ++r) from[r] = tile + r < end && head < tail ? __ldg((const u32*)(record_of(W, tile + r, head) + RECORD - 16)) : 0;
+    };
+    auto ask_first = [&] {
+#pragma unroll
+        for (int r = 0; r < R; ++r) outlier[r] = __ldg(W.outliers + (from[r] + lane));  // there are enough behind the last
+    };
+    look(begin + team * R), ask_first();
+#endif
     previous_kernel();
     const int stride = D + (FINE ? 8 : 32);  // so that eight lanes meet no bank twice
     uint4 eight = {};
@@ -587,20 +613,41 @@ narrow(Weight W, const u16* x, void* y, const u16* row_scale, const u16* bias, i
     __syncthreads();
 
     const u16* mine = x + (long long)min(g, B - 1) * D;
-    u32 kept_at = (char*)kept - table + (min(g, B - 1) * stride + place_of(0, t)) * 2;
-    hold(kept_at);
-    const bool token = g < B;  // others are zeros: what is not read takes no time
+    u32 kept_at = (char*)kept - table + (min(g, B - 1) * stride + place_of(0, t)) * 2, records_at = ring - table;
+    hold(kept_at), hold(records_at);
+    const Places places = places_of(lane);
+    const bool token = g < B;  // others are zeros and stay it: what is not read takes no time
+    uint4 inputs_of[4] = {};
 #if SPARSE
-    auto put = [&](u32 outlier, int n) {  // its products with tokens n and n + 1
-        const int in = head * 128 + (outlier - head * 128 & 4095), of_32 = in & 31;
-        float* bin = bins + (outlier >> 12 & 15) * BIN + lane;
+    u32 bins_at = more - table + lane * (EACH * 4), numbers_at[EACH];
+    const u16* numbers[EACH];
+    hold(bins_at);
 #pragma unroll
-        for (int k = 0; k < 2; ++k)
-            if (n + k < B) {
-                const u16* number = INPUTS ? kept + (n + k) * stride + in
-                    : x + (long long)(n + k) * D + (CHAINED ? in - of_32 + (of_32 & 4) * 4 + (of_32 >> 3) * 4 + (of_32 & 3) : in);
-                bin[k * 16 * BIN] += of_half(outlier >> 16) * of_T(*number);
+    for (int k = 0; k < EACH; ++k) {
+        const int n = min(lane % STEPS * EACH + k, B - 1);
+        numbers_at[k] = (char*)kept - table + (n * stride + head * 128) * 2;
+        numbers[k] = x + (long long)n * D + head * 128;
+        hold(numbers_at[k]);
+    }
+    auto number = [&](int k, u32 in) {
+        const u32 in32 = in & 31;
+        if (INPUTS) return of_T(*(const u16*)(table + numbers_at[k] + 2 * in));
+        return of_T(numbers[k][CHAINED ? in - in32 + (in32 & 4) * 4 + (in32 >> 3) * 4 + (in32 & 3) : in]);
+    };
+    auto multiply = [&](int r, u32 some, bool there) {  // a warp's 32
+        some = there ? some & 0xfffff000 | (some - head * 128 & 0xfff) : 0;
+#pragma unroll
+        for (int i = 0; i < STEPS; ++i) {
+            const u32 one = STEPS == 1 ? some : __shfl_sync(ALL, some, i * (32 / STEPS) + lane / STEPS), in = one & 0xfff;
+            char* bin = table + bins_at + r * BINS + (one >> 12 & 15) * (128 * EACH);
+            const float value = of_half(one >> 16);
+            if (EACH == 1) *(float*)bin += value * number(0, in);
+            else {
+                float2 sum = *(float2*)bin;
+                sum.x += value * number(0, in), sum.y += value * number(EACH - 1, in);
+                *(float2*)bin = sum;
             }
+        }
     };
 #endif
     int at = 0;
@@ -611,9 +658,7 @@ narrow(Weight W, const u16* x, void* y, const u16* row_scale, const u16* bias, i
 #pragma unroll
         for (int r = 0; r < R; ++r) scale[r] = row_scale ? row_scale[min((tile + r) * 16 + row, N - 1)] : 0x3c00;  // asked for early
 #if SPARSE
-        u32 first[R], last[R], early[R][EARLY];  // outliers
-#pragma unroll
-        for (int r = 0; r < R; ++r) first[r] = last[r] = 0;
+        look(tile + TEAMS * R);
 #endif
         for (int run = head; run < tail; run += RUN) {
 #if BULK
@@ -622,22 +667,8 @@ narrow(Weight W, const u16* x, void* y, const u16* row_scale, const u16* bias, i
             arrived<DEPTH - 1>();
             __syncwarp();
 #endif
-            u32 record = ring - table + at * slot, here = kept_at + run * 256;
+            u32 record = records_at + at * slot, here = kept_at + run * 256;
             hold(record), hold(here);
-#if SPARSE
-            const int end_of_run = min(RUN, tail - run) * RECORD;
-#pragma unroll
-            for (int r = 0; r < R; ++r) {
-                if (tile + r >= end) continue;
-                const char* records = table + record + r * (slot / R);
-                if (run == head) {
-                    first[r] = outliers_of(records).x;
-#pragma unroll
-                    for (int k = 0; k < EARLY; ++k) early[r][k] = __ldg(W.outliers + first[r] + 32 * k + lane);  // there are more behind the last
-                }
-                last[r] = outliers_of(records + end_of_run - RECORD).y;
-            }
-#endif
 #pragma unroll 1
             for (int i = 0; i < RUN; ++i) {
                 const int piece = run + i;
@@ -646,17 +677,33 @@ narrow(Weight W, const u16* x, void* y, const u16* row_scale, const u16* bias, i
                 u32 next[R][2];
 #pragma unroll
                 for (int r = 0; r < R; ++r) {
-                    load(now[r], table + record + r * (slot / R), lane);
+                    load(now[r], table + record + r * (slot / R), places);
 #if KIND == TRELLIS
                     reach(now[r], lane, next[r]);
 #endif
                 }
+#if SPARSE
+#pragma unroll
+                for (int r = 0; r < R; ++r) {
+                    const uint2 range = tile + r < end ? outliers_of(table + record + r * (slot / R)) : uint2{};
+                    multiply(r, outlier[r], range.x + lane < range.y);
+                    outlier[r] = __ldg(W.outliers + (range.y + lane));  // of the next piece
+                    u32 i = range.x + 32;
+#pragma unroll 1
+                    while (i < range.y) {
+                        multiply(r, __ldg(W.outliers + (i + lane)), i + lane < range.y);
+                        i += 32;
+                        hold(i);  // not unrolled
+                    }
+                }
+#endif
 #if LATER
                 float part[R][2][4] = {}, total[4] = {}, offset[4] = {};  // of products m; of the inputs, once and times `raw`'s 128
 #endif
 #pragma unroll
                 for (int j = 0; j < 4; ++j) {
-                    uint4 b = {};
+                    uint4& b = inputs_of[j];
+                    if (WARPS > 16) b = {};  // too few registers to keep them
                     if (token) {
                         if (INPUTS) b = *(const uint4*)(table + here + 2 * place_of(j, 0));
                         else inputs((u32*)&b, mine + piece * 128, j, t);
@@ -692,7 +739,7 @@ narrow(Weight W, const u16* x, void* y, const u16* row_scale, const u16* bias, i
                 record += RECORD, here += 256;
             }
             __syncwarp();  // all have read the records, which are filled again
-            fetch_next();
+            fetch_next(at);
             if (++at == DEPTH) at = 0, turn ^= 1;
         }
         together(team);  // nobody reads the last sums any more
@@ -704,28 +751,26 @@ narrow(Weight W, const u16* x, void* y, const u16* row_scale, const u16* bias, i
                 if (n < B) sums[((warp * R + r) * B + n) * STRIDE + output_of(g, c >> 1)] = acc[r][c];
             }
 #if SPARSE
-        for (int n = 0; n < B; n += 2)
+        ask_first();
+        __syncwarp();
 #pragma unroll
-            for (int r = 0; r < R; ++r) {
+        for (int r = 0; r < R; ++r) {
+            float4* of_row = (float4*)(more + r * BINS) + row * 8 * EACH;
+            float sum[TOKENS] = {};
 #pragma unroll
-                for (int k = 0; k < EARLY; ++k)
-                    if (first[r] + 32 * k + lane < last[r]) put(early[r][k], n);
-                for (u32 i = first[r] + 32 * EARLY + lane; i < last[r]; i += 32) put(__ldg(W.outliers + i), n);
-                __syncwarp();
-                for (int k = 0; k < min(2, B - n); ++k) {
-                    float4* from = (float4*)(bins + (k * 16 + row) * BIN) + (lane >> 4) * 4;
-                    float sum = 0;
-#pragma unroll
-                    for (int i = 0; i < 4; ++i) {
-                        const float4 some = from[i];
-                        from[i] = {};
-                        sum += some.x + some.y + (some.z + some.w);
-                    }
-                    sum += __shfl_xor_sync(ALL, sum, 16);
-                    if (lane < 16) sums[((warp * R + r) * B + n + k) * STRIDE + row] += sum;
-                }
-                __syncwarp();
+            for (int i = 0; i < 4 * EACH; ++i) {  // lanes 0 to 15 half of it, in an order by which few meet in a bank
+                float4& four = of_row[(lane >> 4) * 4 * EACH ^ row & (TOKENS == 8 ? 6 : 7) ^ i];
+                const int n = TOKENS == 8 ? i % 2 * 4 : 0;
+                sum[n] += four.x, sum[n + 1 % TOKENS] += four.y, sum[n + 2 % TOKENS] += four.z, sum[n + 3 % TOKENS] += four.w;
+                four = {};
             }
+#pragma unroll
+            for (int n = 0; n < TOKENS; ++n) {
+                sum[n] += __shfl_xor_sync(ALL, sum[n], 16);
+                if (lane < 16 && n < B) sums[((warp * R + r) * B + n) * STRIDE + row] += sum[n];
+            }
+        }
+        __syncwarp();
 #endif
         together(team);
 #pragma unroll
@@ -878,6 +923,7 @@ wide(Weight W, const u16* x, float* parts, int B, int slots) {
         step();
     }
 
+    const Places places = places_of(lane);
     int at = 0;
     u32 turn = 0;  // how often the ring has been read, modulo 2
     float acc[R][NT][4] = {};
@@ -912,7 +958,7 @@ wide(Weight W, const u16* x, float* parts, int B, int slots) {
             u32 next[R][2], fragments[2][R][2][4];  // of these 32 inputs and the next, whose look-ups run beneath the products
 #pragma unroll
             for (int r = 0; r < R; ++r) {
-                load(now[r], ring + (at * R + r) * (RECORD + PAD), lane);
+                load(now[r], ring + (at * R + r) * (RECORD + PAD), places);
 #if KIND == TRELLIS
                 reach(now[r], lane, next[r]);
 #endif
@@ -1050,6 +1096,7 @@ dense(Weight W, u16* out, const u16* row_scale, int N) {
         for (int i = 0; i < SPREAD / 512; ++i) *(uint4*)(more + 512 * i + 16 * lane) = {};
     previous_kernel();
     __syncthreads();
+    const Places places = places_of(lane);
     for (int u = blockIdx.x * WARPS + warp; u < all; u += step) {
         const int tile = u / W.pieces, piece = u % W.pieces;
         fetch_next();
@@ -1057,7 +1104,7 @@ dense(Weight W, u16* out, const u16* row_scale, int N) {
         __syncwarp();
         const char* record = ring + place * (RECORD + PAD);
         Piece p;
-        load(p, record, lane);
+        load(p, record, places);
         u32 next[2];
 #if KIND == TRELLIS
         reach(p, lane, next);

@@ -198,7 +198,7 @@ def test_outliers_lie_by_pieces_each_with_its_place_and_a_share_of_its_value(nam
     where = records(packed, layout)[..., -16:].contiguous().view(torch.int32).flatten(0, 1)
     outliers = packed.parts[2].long() & 0xFFFFFFFF
     assert torch.equal(where[:-1, 1], where[1:, 0]) and where[0, 0] == 0
-    assert where[-1, 1] == len(outliers) - 32 * cuda.MOST_EARLY == len(weight.sparse.values)
+    assert where[-1, 1] == len(outliers) - cuda.BEHIND == len(weight.sparse.values)
     assert not outliers[len(weight.sparse.values) :].any(), "what may be read behind them is nothing"
     power = 2.0 ** cuda._power(weight)
     assert (packed.parts[3] == power).all() and (power == 1 or packed.parts[3].numel() == weight.decode.N)
@@ -293,19 +293,21 @@ def test_every_kernel_compiles_for_old_and_new_cards():
 def test_launches_fit_the_shared_memory_of_any_card(room: int):
     for name, weight in weights().items():
         layout = Layout(*cuda.pack(weight).how)
-        if not cuda._fits(layout, room):
-            assert room == 64 * 1024, name  # `pack` leaves it to torch there
-            continue
-        for pieces in (1, 32, 224):
-            how, card = replace(layout, pieces=pieces), Card(132, room, int(room > 200 * 1024))
+        for pieces, tiles in itertools.product((1, 32, 224), (40, 700, 900)):
+            how, card = replace(layout, pieces=pieces, tiles=tiles), Card(132, room, int(room > 200 * 1024))
+            if not cuda._fits(how, room):
+                assert room == 64 * 1024, name  # `pack` leaves it to torch there
+                continue
             most = cuda.width(how, card)
             assert most == cuda.WIDE or room < 200 * 1024
             for B in range(1, most + 1):
                 which = cuda.narrow_launch if B <= cuda.NARROW else cuda.wide_launch
                 launch = which(how, B, False, cuda.knobs(how, B, card), room)
                 assert launch.shared <= room and launch.knobs.warps >= 4, (name, pieces, B)
-                if layout.sparse and B <= cuda.NARROW:  # a warp can tell its outliers' inputs apart
-                    assert -(-pieces // launch.knobs.team) <= cuda.REACH
+                if B <= cuda.NARROW:
+                    k = launch.knobs
+                    assert k.warps % k.team == 0 and k.warps // k.team < 16, "whole teams, a named barrier each"
+                    assert not layout.sparse or -(-pieces // k.team) <= cuda.REACH, "a warp can tell its outliers' inputs apart"
 
 
 @pytest.mark.parametrize("room", [64 * 1024, 99 * 1024, 227 * 1024])

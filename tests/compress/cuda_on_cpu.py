@@ -1,0 +1,108 @@
+"""The GPU's kernels on a CPU (cuda_on_cpu.hpp): compiled by the machine's C++ compiler, launched as `nvrtc.kernel` launches."""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import os
+import random
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from compress import nvrtc
+
+HEADER = Path(__file__).parent / "cuda_on_cpu.hpp"
+COMPILER = os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++")
+PTX = (
+    "fma2 add2 sub2 mul2 within of_half to_half half twice half_to_bf16 hold previous_kernel mma mma8 copy commit arrived barrier_init barriers_ready "
+    "barrier_arrive barrier_arrive_when_copied barrier_expect barrier_wait bulk_copy matrix warpgroup_mma products_begin products_commit "
+    "products_done together"
+).split()  # functions that the header has instead of the source
+PARTS = {0: ("narrow",), 1: ("wide", "finish"), 2: ("dense",), 3: ("dots", "total")}
+AFTER = {  # what needs the source's own names
+    "mma": "static void mma(float* c, const u32* a, u32 b0, u32 b1) { const u32 b[2] = {b0, b1}; emulated_mma<16, BF16>(c, a, b); }",
+    "mma8": "static void mma8(float* c, u32 a0, u32 a1, u32 b) { const u32 a[2] = {a0, a1}; emulated_mma<8, BF16>(c, a, &b); }",
+    "together": "static void together(int team) { together_at(1 + team, TEAM * 32); }",
+    "matrix": "static unsigned long long matrix(u32 shared) { return shared; }",
+    "warpgroup_mma": """static void warpgroup_mma(float (*c)[4], const u32* a, unsigned long long b) {
+    const int g = emulated::lane() >> 2, t = emulated::lane() & 3;
+    for (int n = 0; n < NT; ++n) {  // 8 inputs of a token are 16 bytes, of all tokens a CHUNK
+        const char* from = shared_at(b) + (8 * n + g) * 16 + 4 * t;
+        mma(c[n], a, *(const u32*)from, *(const u32*)(from + CHUNK));
+    }
+}""",
+}
+
+
+def translated(source: str, flags: tuple[str, ...], kernels: tuple[str, ...]) -> str:
+    """C++ of a .cu: without PTX, with the kernels to launch."""
+    source = re.sub(r'extern __shared__ uint4 room\[\];|asm volatile\("(griddepcontrol|fence)[^;]*;[^;]*;', "", source)
+    source = source.replace('asm("cvt.f32.f16 %0, %1;" : "=f"(f) : "h"(bits))', "f = emulated::of_half(bits)")
+    source = source.replace('asm("cvt.rn.f16.f32 %0, %1;" : "=h"(bits) : "f"(f))', "bits = emulated::to_half(f)")
+    for name in PTX:
+        head = rf"(?:template <int \w+>[^\n]*\n)?__device__ (?:__forceinline__ )?[\w ]+? {name}\((?:[^()]|\([^()]*\))*\) \{{"
+        places = list(re.finditer(head, source))
+        for i, place in reversed(list(enumerate(places))):
+            end = _end(source, place.end())
+            new = AFTER.get(name, "") if i == 0 else ""
+            source = source[: place.start()] + new + source[end:]
+    defined = "".join(f"#define {flag[2:].replace('=', ' ')}\n" for flag in flags)
+    launches = " ".join(f"LAUNCHED({kernel})" for kernel in kernels)
+    return f'#include "{HEADER}"\n{defined}{source}\nEMULATED({launches})\n'
+
+
+def _end(source: str, at: int) -> int:
+    """Behind the brace that closes the one before `at`."""
+    depth = 1
+    while depth:
+        depth += {"{": 1, "}": -1}.get(source[at], 0)
+        at += 1
+    return at
+
+
+class Emulator:
+    """Launches kernels on tensors of the CPU. arch: __CUDA_ARCH__, which decides what a source uses."""
+
+    def __init__(self, folder: Path, arch: int) -> None:
+        self.folder, self.arch, self.loaded = folder, arch, {}
+
+    def kernel(self, name: str, device: int | None, function: str, flags: tuple[str, ...] = (), **_) -> nvrtc.Launch:
+        library = self.library(name, flags)
+
+        def launch(blocks: int, threads: int, shared: int, *arguments: Tensor | int | bytes | None) -> None:
+            values = [_c(argument) for argument in arguments]
+            places = (ctypes.c_void_p * len(values))(*(ctypes.addressof(value) for value in values))
+            tensors = [t for t in (*arguments, *self.held) if isinstance(t, Tensor)]
+            starts = (ctypes.c_void_p * len(tensors))(*(t.data_ptr() for t in tensors))
+            sizes = (ctypes.c_size_t * len(tensors))(*(t.numel() * t.element_size() for t in tensors))
+            told = library.launch(function.encode(), blocks, threads, places, len(tensors), starts, sizes, random.getrandbits(32))
+            assert not told, f"{function} {flags}: {told.decode()}"
+
+        return launch
+
+    held: tuple[Tensor, ...] = ()  # buffers that a struct points to
+
+    def library(self, name: str, flags: tuple[str, ...]) -> ctypes.CDLL:
+        key = hashlib.sha256(repr((name, flags, self.arch)).encode()).hexdigest()[:16]
+        if key not in self.loaded:
+            part = next((int(f[7:]) for f in flags if f.startswith("-DPART=")), None)
+            kernels = (name,) if part is None else PARTS[part]
+            source = self.folder / f"{key}.cpp"
+            source.write_text(translated((nvrtc.sources() / f"{name}.cu").read_text(), flags, kernels))
+            command = [COMPILER, "-std=c++17", "-O1", "-fno-strict-aliasing", "-fno-gnu-unique", "-w", "-shared", "-fPIC", f"-D__CUDA_ARCH__={self.arch}"]
+            subprocess.run([*command, str(source), "-o", str(source.with_suffix(".so"))], check=True, timeout=300)
+            self.loaded[key] = ctypes.CDLL(str(source.with_suffix(".so")))
+            self.loaded[key].launch.restype = ctypes.c_char_p
+            self.loaded[key].launch.argtypes = [ctypes.c_char_p, ctypes.c_int, ctypes.c_int, *[ctypes.c_void_p] * 1, ctypes.c_int, *[ctypes.c_void_p] * 2, ctypes.c_uint]  # fmt: skip
+        return self.loaded[key]
+
+
+def _c(value: Tensor | int | bytes | None) -> ctypes._SimpleCData | ctypes.Array:
+    if isinstance(value, bytes):
+        return (ctypes.c_uint64 * (len(value) // 8)).from_buffer_copy(value)
+    return ctypes.c_int(value) if isinstance(value, int) else ctypes.c_void_p(None if value is None else value.data_ptr())
