@@ -63,6 +63,7 @@ struct Bulk {
 struct Warp {
     Meeting meeting;
     unsigned words[2][32][8];
+    unsigned pace;  // resumed in one of so many rounds
 };
 
 static std::vector<Fiber> fibers;
@@ -123,6 +124,8 @@ inline void run_block(int threads) {
     fibers = std::vector<Fiber>(threads), warps = std::vector<Warp>((threads + 31) / 32);
     named.clear(), barriers.clear(), bulk.clear();
     std::memset(room, 0xff, sizeof room);
+    const bool even = random() % 2;
+    for (auto& w : warps) w.pace = even ? 1 : 1u << random() % 7;
     for (auto& f : fibers) {
         f.stack.reset(new char[STACK]);
         getcontext(&f.context);
@@ -134,8 +137,12 @@ inline void run_block(int threads) {
     while (fault.empty() && !std::all_of(fibers.begin(), fibers.end(), [](auto& f) { return f.done; })) {
         std::shuffle(order.begin(), order.end(), random);
         const int before = events;
+        bool all = true;
+        std::vector<bool> now(warps.size());
+        for (size_t w = 0; w < now.size(); ++w) now[w] = random() % warps[w].pace == 0, all &= now[w];
+        if (std::none_of(now.begin(), now.end(), [](bool one) { return one; }) || random() % 16 == 0) now.assign(now.size(), all = true);
         for (int i : order)
-            if (!fibers[i].done) current = i, swapcontext(&scheduler, &fibers[i].context);
+            if (now[i >> 5] && !fibers[i].done) current = i, swapcontext(&scheduler, &fibers[i].context);
         if (events != before && random() % 2) continue;
         if (!bulk.empty()) {  // one of the copies on their way arrives
             std::swap(bulk[random() % bulk.size()], bulk.back());
@@ -143,7 +150,7 @@ inline void run_block(int threads) {
             bulk.pop_back(), land(b.copy);
             Barrier& full = barriers[b.barrier];
             full.bytes -= b.copy.bytes.size(), finish_phase(full);
-        } else if (events == before && fault.empty()) fault = "all threads wait for each other";
+        } else if (events == before && all && fault.empty()) fault = "all threads wait for each other";
     }
     if (fault.empty() && !bulk.empty()) fault = "copies still on their way when the block ended";
 }

@@ -11,7 +11,6 @@ import shutil
 import subprocess
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from compress import nvrtc
@@ -53,7 +52,7 @@ def translated(source: str, flags: tuple[str, ...], kernels: tuple[str, ...]) ->
             source = source[: place.start()] + new + source[end:]
     defined = "".join(f"#define {flag[2:].replace('=', ' ')}\n" for flag in flags)
     launches = " ".join(f"LAUNCHED({kernel})" for kernel in kernels)
-    return f'#include "{HEADER}"\n{defined}{source}\nEMULATED({launches})\n'
+    return f'#include "{HEADER.name}"\n{defined}{source}\nEMULATED({launches})\n'
 
 
 def _end(source: str, at: int) -> int:
@@ -68,8 +67,15 @@ def _end(source: str, at: int) -> int:
 class Emulator:
     """Launches kernels on tensors of the CPU. arch: __CUDA_ARCH__, which decides what a source uses."""
 
+    held: tuple[Tensor, ...] = ()  # buffers that a struct points to
+
     def __init__(self, folder: Path, arch: int) -> None:
-        self.folder, self.arch, self.loaded = folder, arch, {}
+        self.folder, self.loaded = folder / str(arch), {}
+        self.command = [COMPILER, "-std=c++17", "-O1", "-fno-strict-aliasing", "-fno-gnu-unique", "-w", "-fPIC", f"-D__CUDA_ARCH__={arch}"]  # fmt: skip
+        if not self.folder.exists():  # the header is most of the work of a compilation: once
+            self.folder.mkdir()
+            shutil.copy(HEADER, self.folder)
+            self._compile("-x", "c++-header", HEADER.name, "-o", f"{HEADER.name}.gch")
 
     def kernel(self, name: str, device: int | None, function: str, flags: tuple[str, ...] = (), **_) -> nvrtc.Launch:
         library = self.library(name, flags)
@@ -80,29 +86,36 @@ class Emulator:
             tensors = [t for t in (*arguments, *self.held) if isinstance(t, Tensor)]
             starts = (ctypes.c_void_p * len(tensors))(*(t.data_ptr() for t in tensors))
             sizes = (ctypes.c_size_t * len(tensors))(*(t.numel() * t.element_size() for t in tensors))
-            told = library.launch(function.encode(), blocks, threads, places, len(tensors), starts, sizes, random.getrandbits(32))
+            told = library.launch(
+                function.encode(), blocks, threads, places, len(tensors), starts, sizes, random.getrandbits(32)
+            )
             assert not told, f"{function} {flags}: {told.decode()}"
 
         return launch
 
-    held: tuple[Tensor, ...] = ()  # buffers that a struct points to
-
     def library(self, name: str, flags: tuple[str, ...]) -> ctypes.CDLL:
-        key = hashlib.sha256(repr((name, flags, self.arch)).encode()).hexdigest()[:16]
-        if key not in self.loaded:
+        if (name, flags) not in self.loaded:
             part = next((int(f[7:]) for f in flags if f.startswith("-DPART=")), None)
-            kernels = (name,) if part is None else PARTS[part]
-            source = self.folder / f"{key}.cpp"
-            source.write_text(translated((nvrtc.sources() / f"{name}.cu").read_text(), flags, kernels))
-            command = [COMPILER, "-std=c++17", "-O1", "-fno-strict-aliasing", "-fno-gnu-unique", "-w", "-shared", "-fPIC", f"-D__CUDA_ARCH__={self.arch}"]
-            subprocess.run([*command, str(source), "-o", str(source.with_suffix(".so"))], check=True, timeout=300)
-            self.loaded[key] = ctypes.CDLL(str(source.with_suffix(".so")))
-            self.loaded[key].launch.restype = ctypes.c_char_p
-            self.loaded[key].launch.argtypes = [ctypes.c_char_p, ctypes.c_int, ctypes.c_int, *[ctypes.c_void_p] * 1, ctypes.c_int, *[ctypes.c_void_p] * 2, ctypes.c_uint]  # fmt: skip
-        return self.loaded[key]
+            source = translated(
+                (nvrtc.sources() / f"{name}.cu").read_text(), flags, (name,) if part is None else PARTS[part]
+            )
+            file = self.folder / f"{hashlib.sha256(source.encode()).hexdigest()[:16]}.cpp"
+            if not file.exists():
+                file.write_text(source)
+                self._compile("-shared", file.name, "-o", f"{file.stem}.so")
+            library = ctypes.CDLL(str(file.with_suffix(".so")))
+            library.launch.restype, pointer = ctypes.c_char_p, ctypes.c_void_p
+            library.launch.argtypes = [ctypes.c_char_p, ctypes.c_int, ctypes.c_int, pointer, ctypes.c_int, pointer, pointer, ctypes.c_uint]  # fmt: skip
+            self.loaded[name, flags] = library
+        return self.loaded[name, flags]
+
+    def _compile(self, *arguments: str) -> None:
+        subprocess.run([*self.command, *arguments], cwd=self.folder, check=True, timeout=300)
 
 
 def _c(value: Tensor | int | bytes | None) -> ctypes._SimpleCData | ctypes.Array:
     if isinstance(value, bytes):
         return (ctypes.c_uint64 * (len(value) // 8)).from_buffer_copy(value)
-    return ctypes.c_int(value) if isinstance(value, int) else ctypes.c_void_p(None if value is None else value.data_ptr())
+    return (
+        ctypes.c_int(value) if isinstance(value, int) else ctypes.c_void_p(None if value is None else value.data_ptr())
+    )

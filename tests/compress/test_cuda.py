@@ -203,13 +203,17 @@ def test_outliers_lie_by_pieces_each_with_its_place_and_a_share_of_its_value(nam
     power = 2.0 ** cuda._power(weight)
     assert (packed.parts[3] == power).all() and (power == 1 or packed.parts[3].numel() == weight.decode.N)
     _, inputs = places(layout)
-    order = inputs.reshape(2, 2, 4, 8).transpose(1, 2).flatten() if layout.fine else inputs.flatten()  # as kept for lanes
+    order = (
+        inputs.reshape(2, 2, 4, 8).transpose(1, 2).flatten() if layout.fine else inputs.flatten()
+    )  # as kept for lanes
     whole = torch.zeros(layout.tiles * TILE, layout.pieces * PIECE)
     for piece in range(layout.tiles * layout.pieces):
         for entry in outliers[where[piece, 0] : where[piece, 1]].tolist():
             value = torch.tensor(entry >> 16).to(torch.uint16).view(torch.float16) * power
             assert (entry & 4095) // PIECE == piece % layout.pieces % 32
-            whole[entry >> 12 & 15 | piece // layout.pieces * TILE, order[entry & 127] + piece % layout.pieces * PIECE] = value
+            whole[
+                entry >> 12 & 15 | piece // layout.pieces * TILE, order[entry & 127] + piece % layout.pieces * PIECE
+            ] = value
     off = (whole[: weight.sparse.N, : weight.sparse.D] - weight.sparse()).abs().max()
     assert off <= (0 if power == 1 else 2**-25 * power), "divided by the power, the smallest are fp16's tiny numbers"
 
@@ -307,7 +311,9 @@ def test_launches_fit_the_shared_memory_of_any_card(room: int):
                 if B <= cuda.NARROW:
                     k = launch.knobs
                     assert k.warps % k.team == 0 and k.warps // k.team < 16, "whole teams, a named barrier each"
-                    assert not layout.sparse or -(-pieces // k.team) <= cuda.REACH, "a warp can tell its outliers' inputs apart"
+                    assert not layout.sparse or -(-pieces // k.team) <= cuda.REACH, (
+                        "a warp can tell its outliers' inputs apart"
+                    )
 
 
 @pytest.mark.parametrize("room", [64 * 1024, 99 * 1024, 227 * 1024])

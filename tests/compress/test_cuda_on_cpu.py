@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import random
 import sys
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,13 +11,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from compress import cuda, cuda_rows
+from compress import cuda
 from compress.cuda import PIECE, Card, Knobs, Layout, Packed
 from compress.decode import Additive, Grid, Trellis
 from compress.tables import Real, TwoLevel
 from compress.transform import Transform
 from compress.weight import QuantizedWeight
-from tests.compress import cuda_on_cpu, test_rows
+from tests.compress import cuda_on_cpu
 from tests.compress.conftest import filled
 from tests.compress.cuda_on_cpu import Emulator
 from tests.compress.test_cuda import outliers, relative, weights
@@ -116,12 +114,16 @@ def test_every_share_of_a_multiprocessors_tiles_is_right(tiles, card):
         assert relative(multiply(packed, x, None, full=True), exact) < 1e-3
 
 
-@pytest.mark.parametrize("k", [Knobs(16, 2, 8, 2, run=4), Knobs(8, 3, 2, 1, inputs=0), Knobs(24, 2, 6), Knobs(12, 4, 4, run=2)])
+@pytest.mark.parametrize(
+    "k", [Knobs(16, 2, 8, 2, run=4), Knobs(8, 3, 2, 1, inputs=0), Knobs(24, 2, 6), Knobs(12, 4, 4, run=2)]
+)
 def test_knobs_change_no_number_but_by_rounding(k, card):
     emulator = card(HOPPER)
     for decode, sparse in ((Grid(70, 1280, 4), 0.02), (Trellis(64, 1280, 2, 7), 0), (Additive(70, 1280, 2, 8, 8), 0)):
         N = decode.N
-        weight = filled(QuantizedWeight((N, 1280), decode, Real(N, 1), sparse=outliers(N, 1280, sparse) if sparse else None))
+        weight = filled(
+            QuantizedWeight((N, 1280), decode, Real(N, 1), sparse=outliers(N, 1280, sparse) if sparse else None)
+        )
         packed = cuda.pack(weight.requires_grad_(False))
         emulator.held = tuple(packed.parts)
         x = torch.randn(3, 1280).half()
@@ -154,18 +156,20 @@ def test_a_rotation_is_the_definitions(block, card):
 
 # --- the emulator itself: what lacks in a kernel shows ---
 
-LACKS = {
-    "codes are read before they are there": ("barrier_wait(mine_full + at * 8, turn);", ";"),
-    "sums are read before they are there": ("        together(team);\n#pragma unroll\n        for (int r = 0; r < R; ++r)\n            for (int n = (member", "#pragma unroll\n        for (int r = 0; r < R; ++r)\n            for (int n = (member"),
-    "inputs are read before they are there": ("    __syncthreads();\n\n    const u16* mine", "    const u16* mine"),
-    "bins are read before they are full": ("        ask_first();\n        __syncwarp();", "        ask_first();"),
-    "a record too far": ("const char* from = record_of(W, ahead_tile, ahead_piece);", "const char* from = record_of(W, ahead_tile + W.tiles, ahead_piece);"),
+LACKS = {  # tokens; what stands in the kernel, and what instead
+    "codes are read before they are there": (2, "            barrier_wait(mine_full + at * 8, turn);\n", ""),
+    "sums are read before they are there": (2, "        together(team);\n#pragma unroll\n        for (int r = 0; r < R; ++r)\n            for (int n = (member", "#pragma unroll\n        for (int r = 0; r < R; ++r)\n            for (int n = (member"),
+    "sums are written before they are read": (2, "        together(team);  // nobody reads the last sums any more\n", ""),
+    "inputs are read before they are there": (2, "    __syncthreads();\n\n    const u16* mine", "    const u16* mine"),
+    "a record too far": (2, "const char* from = record_of(W, ahead_tile, ahead_piece);", "const char* from = record_of(W, ahead_tile + W.tiles, ahead_piece);"),
+    "a piece is read before it is there": (20, "            barrier_wait(full + 8 * at, turn);\n", ""),
+    "a piece is filled again before it is read": (20, "            if (ahead - begin >= DEPTH) barrier_wait(spent + 8 * slot, (ahead - begin) / DEPTH + 1 & 1);\n", ""),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("what", list(LACKS))
-def test_what_lacks_in_a_kernel_is_found(what, card, folder, monkeypatch):
-    old, new = LACKS[what]
+def test_what_lacks_in_a_kernel_is_found(what, card, monkeypatch):
+    B, old, new = LACKS[what]
     translated = cuda_on_cpu.translated
 
     def damaged(source: str, *more) -> str:
@@ -173,16 +177,16 @@ def test_what_lacks_in_a_kernel_is_found(what, card, folder, monkeypatch):
         return translated(source.replace(old, new), *more)
 
     monkeypatch.setattr(cuda_on_cpu, "translated", damaged)
-    weight = in_place(weights()["spqr"])
-    emulator, packed = card(HOPPER), cuda.pack(weight)
+    weight = filled(QuantizedWeight((270, 640), Grid(270, 640, 3), Real(270, 5))).requires_grad_(False)
+    emulator, packed = card(HOPPER, cores=1), cuda.pack(weight)
     emulator.held = tuple(packed.parts)
-    x = inputs(Layout(*packed.how), weight.shape[1], 2, half)
-    exact = x[:, : weight.shape[1]].double() @ weight.dense().double().T
+    x = torch.randn(B, 640).half()
+    exact = x.double() @ weight.dense().double().T
     for _ in range(20):
         try:
-            if not relative(multiply(packed, x, None), exact) < 1e-3:
+            if not relative(multiply(packed, x, None), exact) < 2e-3:
                 return
         except AssertionError as fault:
-            assert "narrow" in str(fault)
+            assert "narrow" in str(fault) or "wide" in str(fault)
             return
     raise AssertionError("twenty orders of threads, and nothing seen")
