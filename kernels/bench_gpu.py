@@ -275,8 +275,10 @@ def cell(row: dict) -> str:
 def choices(B: int) -> list[tuple[str, Knobs]]:
     made = []
     if B <= cuda.NARROW:
-        for team, depth, tiles, run in itertools.product((4, 8, 16), (2, 3), (1, 2), (1, 2, 4)):
+        for team, depth, tiles, run in itertools.product((2, 4, 8, 16), (2, 3), (1, 2), (1, 2, 4)):
             made.append(("narrow", Knobs(16, depth, team, tiles, run=run)))
+        for warps, run in itertools.product((20, 24, 28), (1, 2)):
+            made.append(("narrow", Knobs(warps, 2, 4, run=run)))
     else:
         for warps, depth, tiles, wgmma in itertools.product((8, 12, 16), (3, 4, 5), (1, 2, 3), (0, 1)):
             if warps * tiles <= 32:

@@ -542,7 +542,7 @@ narrow(Weight W, const u16* x, void* y, const u16* row_scale, const u16* bias, i
     const int slot = R * (RUN * RECORD + PAD);  // bytes of a run of records
     char* table = (char*)room;
     char* ring = table + TABLE_BYTES + warp * (DEPTH * slot);
-    char* more = table + TABLE_BYTES + WARPS * (DEPTH * slot) + warp * (R * BINS);
+    char* bins = table + TABLE_BYTES + WARPS * (DEPTH * slot) + warp * (R * BINS);
     float* sums = (float*)(table + TABLE_BYTES + WARPS * (DEPTH * slot + R * BINS));  // [WARPS][R][B][STRIDE]
     u16* kept = (u16*)(sums + WARPS * R * B * STRIDE);
     const int team = warp / TEAM, member = warp % TEAM, row = lane & 15;
@@ -585,7 +585,7 @@ narrow(Weight W, const u16* x, void* y, const u16* row_scale, const u16* bias, i
     ask(words, W);
 #if SPARSE
 #pragma unroll
-    for (int i = 16 * lane; i < R * BINS; i += 512) *(uint4*)(more + i) = {};
+    for (int i = 16 * lane; i < R * BINS; i += 512) *(uint4*)(bins + i) = {};
     u32 from[R], outlier[R];  // where those of the warp's next tiles begin; the lane's of the piece at hand
     auto look = [&](int tile) {
 #pragma unroll
@@ -619,7 +619,7 @@ narrow(Weight W, const u16* x, void* y, const u16* row_scale, const u16* bias, i
     const bool token = g < B;  // others are zeros and stay it: what is not read takes no time
     uint4 inputs_of[4] = {};
 #if SPARSE
-    u32 bins_at = more - table + lane * (EACH * 4), numbers_at[EACH];
+    u32 bins_at = bins - table + lane * (EACH * 4), numbers_at[EACH];
     const u16* numbers[EACH];
     hold(bins_at);
 #pragma unroll
@@ -755,7 +755,7 @@ narrow(Weight W, const u16* x, void* y, const u16* row_scale, const u16* bias, i
         __syncwarp();
 #pragma unroll
         for (int r = 0; r < R; ++r) {
-            float4* of_row = (float4*)(more + r * BINS) + row * 8 * EACH;
+            float4* of_row = (float4*)(bins + r * BINS) + row * 8 * EACH;
             float sum[TOKENS] = {};
 #pragma unroll
             for (int i = 0; i < 4 * EACH; ++i) {  // lanes 0 to 15 half of it, in an order by which few meet in a bank
