@@ -549,9 +549,10 @@ def narrow(x: Tensor, parts: list[Tensor], layout: Layout, bias: Tensor | None, 
 
 
 def has_dots(layout: Layout, B: int, card: Card) -> bool:
-    """Whether `dots` takes it: one token and two books, where the products of 64 groups fit."""
+    """Whether `dots` takes it: one token, two books, and enough outputs that all multiprocessors are busy."""
     plain = KINDS[layout.kind] == "additive" and layout.bits == 2 and not (layout.wide or layout.scale or layout.sparse)
-    return B == 1 and plain and card.wgmma == 1 and -(-layout.pieces // SLICE) <= card.cores
+    slices = -(-layout.pieces // SLICE)
+    return B == 1 and plain and card.wgmma == 1 and slices <= card.cores and layout.tiles * slices >= 8 * card.cores
 
 
 def dots(x: Tensor, parts: list[Tensor], layout: Layout, bias: Tensor | None, y: Tensor) -> None:

@@ -422,6 +422,22 @@ def test_a_product_errs_at_most_twice_as_much_as_a_decoded_one(name: str, dtype:
 
 
 @needs_gpu
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_one_token_looks_up_products_of_two_books(dtype: torch.dtype):
+    weight = (
+        filled(QuantizedWeight((2201, 4104), Additive(2201, 4104, 2, 8, 8), Real(2201, 1))).cuda().requires_grad_(False)
+    )
+    packed = cuda.pack(weight)
+    card = cuda._card(0)
+    assert cuda.has_dots(Layout(*packed.how), 1, card) or not card.wgmma
+    x, bias = torch.randn(1, 4104, device="cuda").to(dtype), torch.randn(2201, device="cuda").to(dtype)
+    exact = x.double() @ weight.dense().double().T + bias.double()
+    mine = cuda.linear(packed, x, bias)
+    assert relative(mine, exact) <= 2 * relative(F.linear(x, weight.dense().to(dtype), bias), exact)
+    assert torch.equal(mine, cuda.linear(packed, x, bias))
+
+
+@needs_gpu
 @pytest.mark.parametrize("name", ["spqr", "trellis 2 7", "additive 2x8", "gptq", "rotated grid", "low rank"])
 def test_gradients_of_inputs_are_those_of_the_definition(name: str):
     weight = weights()[name].cuda().requires_grad_(False)

@@ -39,7 +39,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def card(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Emulator]:
     """Makes compress.cuda launch on an emulated card of so many multiprocessors."""
 
-    def make(arch: int, cores: int = 3, emulator: type[Emulator] = Emulator) -> Emulator:
+    def make(arch: int, cores: int = 2, emulator: type[Emulator] = Emulator) -> Emulator:
         made = emulator(folder, arch)
         monkeypatch.setattr(cuda, "_card", lambda index: Card(cores, ROOM[arch], int(arch == HOPPER)))
         monkeypatch.setattr(cuda, "_kernel", made.kernel)
@@ -60,13 +60,14 @@ def inputs(layout: Layout, D: int, B: int, dtype: torch.dtype) -> Tensor:
 
 def multiply(packed: Packed, x: Tensor, bias: Tensor | None, k: Knobs | None = None, full: bool = False) -> Tensor:
     """What `cuda.product` launches, into memory full of NaNs."""
-    layout, B = Layout(*packed.how), len(x)
+    layout, B, card = Layout(*packed.how), len(x), cuda._card(0)
     y = torch.full((B, layout.N), float("nan"), dtype=torch.float32 if full else x.dtype)
-    k, one = k or cuda.knobs(layout, B, cuda._card(0)), cuda.has_dots(layout, B, cuda._card(0)) and k is None
-    if one:
+    if k is None and cuda.has_dots(layout, B, card):
         cuda.dots(x, packed.parts, layout, bias, y)
     else:
-        (cuda.narrow if B <= cuda.NARROW else cuda.wide)(x, packed.parts, layout, bias, y, k)
+        (cuda.narrow if B <= cuda.NARROW else cuda.wide)(
+            x, packed.parts, layout, bias, y, k or cuda.knobs(layout, B, card)
+        )
     return y
 
 
