@@ -63,7 +63,7 @@ struct Bulk {
 struct Warp {
     Meeting meeting;
     unsigned words[2][32][8];
-    unsigned pace;  // resumed in one of so many rounds
+    unsigned pace;  // resumed in one of so many rounds; 0: only when all others wait
 };
 
 static std::vector<Fiber> fibers;
@@ -124,8 +124,8 @@ inline void run_block(int threads) {
     fibers = std::vector<Fiber>(threads), warps = std::vector<Warp>((threads + 31) / 32);
     named.clear(), barriers.clear(), bulk.clear();
     std::memset(room, 0xff, sizeof room);
-    const bool even = random() % 2;
-    for (auto& w : warps) w.pace = even ? 1 : 1u << random() % 7;
+    const int manner = random() % 3;  // all alike, each at a pace of its own, some as late as can be
+    for (auto& w : warps) w.pace = manner == 0 ? 1 : manner == 1 ? 1u << random() % 7 : random() % 2;
     for (auto& f : fibers) {
         f.stack.reset(new char[STACK]);
         getcontext(&f.context);
@@ -134,23 +134,25 @@ inline void run_block(int threads) {
     }
     std::vector<int> order(threads);
     for (int i = 0; i < threads; ++i) order[i] = i;
+    bool stuck = false;
     while (fault.empty() && !std::all_of(fibers.begin(), fibers.end(), [](auto& f) { return f.done; })) {
         std::shuffle(order.begin(), order.end(), random);
         const int before = events;
-        bool all = true;
+        const bool all = stuck || random() % 256 == 0;
         std::vector<bool> now(warps.size());
-        for (size_t w = 0; w < now.size(); ++w) now[w] = random() % warps[w].pace == 0, all &= now[w];
-        if (std::none_of(now.begin(), now.end(), [](bool one) { return one; }) || random() % 16 == 0) now.assign(now.size(), all = true);
+        for (size_t w = 0; w < now.size(); ++w) now[w] = all || warps[w].pace && random() % warps[w].pace == 0;
         for (int i : order)
             if (now[i >> 5] && !fibers[i].done) current = i, swapcontext(&scheduler, &fibers[i].context);
-        if (events != before && random() % 2) continue;
+        const bool idle = events == before;
+        if (!idle && random() % 2) continue;
         if (!bulk.empty()) {  // one of the copies on their way arrives
             std::swap(bulk[random() % bulk.size()], bulk.back());
             const Bulk b = bulk.back();
             bulk.pop_back(), land(b.copy);
             Barrier& full = barriers[b.barrier];
             full.bytes -= b.copy.bytes.size(), finish_phase(full);
-        } else if (events == before && all && fault.empty()) fault = "all threads wait for each other";
+        } else if (idle && all && fault.empty()) fault = "all threads wait for each other";
+        stuck = idle && bulk.empty();
     }
     if (fault.empty() && !bulk.empty()) fault = "copies still on their way when the block ended";
 }

@@ -86,10 +86,11 @@ class Emulator:
             tensors = [t for t in (*arguments, *self.held) if isinstance(t, Tensor)]
             starts = (ctypes.c_void_p * len(tensors))(*(t.data_ptr() for t in tensors))
             sizes = (ctypes.c_size_t * len(tensors))(*(t.numel() * t.element_size() for t in tensors))
+            seed = random.getrandbits(32)
             told = library.launch(
-                function.encode(), blocks, threads, places, len(tensors), starts, sizes, random.getrandbits(32)
-            )
-            assert not told, f"{function} {flags}: {told.decode()}"
+                function.encode(), blocks, threads, places, len(tensors), starts, sizes, seed
+            )  # fmt: skip
+            assert not told, f"{function} {flags}, seed {seed}: {told.decode()}"
 
         return launch
 
