@@ -35,7 +35,7 @@ LEAST = 42 * 1024  # bytes of shared memory for codes, inputs and sums, beside a
 AT_ONCE = 1 << 24  # weights whose codes lie unpacked at a time, at about 20 bytes each, while one is packed
 COPIES = 128 * 1024  # bytes of shared memory for copies of a table, at most
 BINS = 2048  # bytes of shared memory in which a warp of `narrow` multiplies a tile's outliers; of 2 tokens or more twice that
-BEHIND, REACH = 64, 32  # entries that it may read behind the last outlier; pieces whose outliers it can tell apart
+BEHIND, REACH = 32, 32  # entries that it may read behind the last outlier; pieces whose outliers it can tell apart
 TINY = 24  # of fp16 the code 1 is 2^-24: see `scales` of product.cu
 
 
@@ -123,7 +123,7 @@ def _usable(index: int) -> bool:
 
 
 def pack(weight: QuantizedWeight) -> Packed | None:
-    """The weight for the kernels, on its device; None for kinds and sizes that they do not take."""
+    """The weight for the kernels, on its device; None for kinds, sizes and scales (with zeros 64 and more) that they do not take."""
     decode, (N, D) = weight.decode, weight.shape
     tiles, pieces = -(-decode.N // TILE), -(-decode.D // PIECE)
     transform = weight.transform
@@ -288,21 +288,33 @@ def _fits(layout: Layout, room: int) -> bool:
     return not layout.sparse or -(-layout.pieces // k.team) <= REACH
 
 
-def _power(weight: QuantizedWeight) -> int | None:
-    """e, if the kernels take the weight times 2^-e, so that 2^TINY scales are numbers of fp16; None if they take it in no way."""
+def _power(weight: QuantizedWeight) -> Tensor | None:
+    """(N',) e: the kernels take a row times 2^-e, so that 2^TINY scales are numbers of fp16. None if they take it in no way."""
     decode, scale = weight.decode, weight.scale
+    none = torch.zeros(decode.N, dtype=torch.int32, device=decode.codes.device)
     if not isinstance(decode, Grid) or decode.bits == 8 or decode.zero is None or scale is None:
-        return 0
-    above = lambda t: math.frexp(t.detach().abs().max().item())[1]  # noqa: E731  # |t| is below 2 to that
+        return none
+
+    def above(t: Tensor) -> Tensor:
+        """e, if |t| is below 2^e; of zeros far below."""
+        return torch.where(t == 0, -99, torch.frexp(t.detach().float().abs()).exponent)
+
     if not _two_levels(weight):
-        return 0 if above(scale()) <= 15 - 9 else None
-    power = max(above(scale()), above(scale.scale)) - 15 + TINY
-    if weight.sparse is not None and len(weight.sparse.values):
-        power = max(power, above(weight.sparse.values) - 15)
-    return max(power, -14) if power < 16 else None
+        return none if above(scale()).max() <= 15 - 9 else None
+    block = torch.arange(scale.N, device=none.device) // scale.rows  # of rows that share their scales' scales
+    least = torch.maximum(above(scale()).amax(1), above(scale.scale).amax(1)[block]) - 15 + TINY
+    if weight.sparse is not None:
+        least = least.scatter_reduce(0, _rows(weight.sparse), above(weight.sparse.values) - 15, "amax")
+    power = least.new_full((len(scale.scale),), -14).scatter_reduce(0, block, least, "amax")
+    return power[block] if power.max() < 16 else None
 
 
-def _pack_scales(weight: QuantizedWeight, layout: Layout, power: int) -> tuple[Layout, dict[str, Tensor]]:
+def _rows(sparse: Sparse) -> Tensor:
+    """Of each outlier."""
+    return torch.arange(sparse.N, device=sparse.starts.device).repeat_interleave(sparse.starts.diff())
+
+
+def _pack_scales(weight: QuantizedWeight, layout: Layout, power: Tensor) -> tuple[Layout, dict[str, Tensor]]:
     """Scales and zeros: of rows, of groups, or of two levels as SpQR has them."""
     tables, scale, zero = _tables(weight), weight.scale, getattr(weight.decode, "zero", None)
     if zero is None and weight.sparse is None and (scale is None or tables[0].shape[1] == 1):
@@ -334,7 +346,9 @@ def _two_levels(weight: QuantizedWeight) -> bool:
     )
 
 
-def _pack_two_levels(scale: TwoLevel, zero: TwoLevel, layout: Layout, power: int) -> tuple[Layout, dict[str, Tensor]]:
+def _pack_two_levels(
+    scale: TwoLevel, zero: TwoLevel, layout: Layout, power: Tensor
+) -> tuple[Layout, dict[str, Tensor]]:
     """A byte of both codes for each output and 16 inputs; halves (scale's scale, its zero, zero's scale, its zero), the first times
     2^(TINY - power) for codes below 8 bits; a scale of rows that takes 2^-power back."""
     both = ops.unpack(scale.codes, scale.groups, scale.bits) | ops.unpack(zero.codes, zero.groups, zero.bits) << 4
@@ -342,28 +356,27 @@ def _pack_two_levels(scale: TwoLevel, zero: TwoLevel, layout: Layout, power: int
     lanes = both.view(layout.tiles, 2, 8, layout.pieces, 2, 4).permute(
         0, 3, 2, 5, 4, 1
     )  # (..., g, t, half of 128, half)
-    larger = scale.scale.float() * 2.0 ** (TINY - power if layout.bits < 8 else 0)
+    larger = scale.scale.float() * (2.0 ** (TINY - power[:: scale.rows, None]) if layout.bits < 8 else 1)
     levels = torch.stack((larger, scale.zero, zero.scale, zero.zero), -1).detach().half()  # (blocks, G, 4)
     levels = F.pad(levels, (0, 0, 0, layout.pieces * 8 - scale.groups))
     block = (torch.arange(layout.tiles, device=levels.device) * TILE // scale.rows).clamp(max=len(levels) - 1)
     levels = levels[block].reshape(layout.tiles, layout.pieces, -1).contiguous().view(torch.uint8)
     made = replace(layout, scale=2, zeros=1)
-    rows = {"row_scale": torch.full((scale.N,), 2.0**power, dtype=torch.half, device=levels.device)} if power else {}
+    rows = {"row_scale": (2.0**power).half()} if layout.bits < 8 else {}
     return made, {"scales": lanes.reshape(layout.tiles, layout.pieces, -1), "levels": levels, **rows}
 
 
-def _pack_outliers(sparse: Sparse, layout: Layout, power: int) -> tuple[Tensor, Tensor]:
+def _pack_outliers(sparse: Sparse, layout: Layout, power: Tensor) -> tuple[Tensor, Tensor]:
     """Where each piece's outliers begin and end, (tiles, pieces, 16) bytes; and they, times 2^-power: value << 16 | output of the
     tile << 12 | input modulo 4096, in the order in which lanes hold inputs. Zeros follow, which a kernel may read too."""
     sparse.check()
-    row = torch.arange(sparse.N, device=sparse.starts.device).repeat_interleave(sparse.starts.diff())
-    column = sparse.columns.long()
+    row, column = _rows(sparse), sparse.columns.long()
     piece, order = (row // TILE * layout.pieces + column // PIECE).sort(stable=True)
     ends = torch.bincount(piece, minlength=layout.tiles * layout.pieces).cumsum(0).int()
     where = F.pad(torch.stack((F.pad(ends[:-1], (1, 0)), ends), -1), (0, 2))
     if KINDS[layout.kind] == "trellis":  # of 32 a lane holds four of each 16
         column = column - column % 32 + column % 16 // 4 * 8 + column // 16 % 2 * 4 + column % 4
-    value = (sparse.values.detach().float() * 2.0**-power).half().view(torch.int16).int() << 16
+    value = (sparse.values.detach().float() * 2.0 ** -power[row]).half().view(torch.int16).int() << 16
     entries = value | (row % TILE << 12 | column % 4096).int()
     return where.view(layout.tiles, layout.pieces, 4).view(torch.uint8), F.pad(entries[order], (0, BEHIND))
 
@@ -549,10 +562,11 @@ def narrow(x: Tensor, parts: list[Tensor], layout: Layout, bias: Tensor | None, 
 
 
 def has_dots(layout: Layout, B: int, card: Card) -> bool:
-    """Whether `dots` takes it: one token, two books, and enough outputs that all multiprocessors are busy."""
+    """Whether `dots` takes it: one token, two books, and enough outputs that most multiprocessors are busy."""
     plain = KINDS[layout.kind] == "additive" and layout.bits == 2 and not (layout.wide or layout.scale or layout.sparse)
     slices = -(-layout.pieces // SLICE)
-    return B == 1 and plain and card.wgmma == 1 and slices <= card.cores and layout.tiles * slices >= 8 * card.cores
+    idle = card.cores % slices if slices <= card.cores else card.cores
+    return B == 1 and plain and card.wgmma == 1 and 5 * idle <= card.cores and layout.tiles * slices >= 8 * card.cores
 
 
 def dots(x: Tensor, parts: list[Tensor], layout: Layout, bias: Tensor | None, y: Tensor) -> None:

@@ -238,8 +238,8 @@ __device__ __forceinline__ void load(Piece& p, const char* record, const Places&
     if (CHAINED) p.s[SCALE_WORDS] = (unsigned char)record[RECORD];  // the chain goes on in the next piece
 }
 
-// Where 4096 inputs and more have their outliers: x is multiplied by them alone in `narrow`. Elsewhere those of a piece are
-// spread over zeros, LINE bytes an output, added to what is decoded, and taken away again.
+// `narrow` multiplies x by outliers alone. In `wide` and `dense` those of a piece are spread over zeros, LINE bytes an output,
+// added to what is decoded, and taken away again.
 #define LINE (CHAINED ? 288 : FINE ? 272 : 320)  // so that eight lanes meet no bank twice
 #define SPREAD (SPARSE && PART ? 16 * LINE + 511 & ~511 : 0)
 __device__ __forceinline__ uint2 outliers_of(const char* record) { return *(const uint2*)(record + RECORD - 16); }
@@ -431,8 +431,9 @@ __device__ __forceinline__ void weights16(u32 a[4], const Piece& p, int i, const
 #define POWER(n) (((n) + 15 << 10) * 0x10001)  // 2^n, twice
 
 // Scales of the 32 inputs j: of outputs first and second, each twice in a word; zeros likewise. m: which 16 of a trellis. A weight
-// is (code - zero) * scale, with TINY (2^15 code + zero) * scale of codes of the first product of 32. Of two levels it is
-// scale * code + zero, all of it times a power of two that the weight's scale of rows takes back.
+// is (code - zero) * scale, with TINY (2^15 code + zero) * scale, where codes of the first product of 32 are 2^-24 of what they
+// stand for, zero is -2^-9 of it and scale 2^9 times as large. Of two levels it is scale * code + zero, all of it times a power
+// of two that the scale of rows takes back.
 __device__ __forceinline__ void scales(const Piece& p, int j, int m, u32 scale[2], u32 zero[2]) {
 #if SCALE == 1
     const int i = CHAINED ? (2 * j + m) * PARTS / 8 : j * PARTS / 4;
@@ -629,22 +630,23 @@ narrow(Weight W, const u16* x, void* y, const u16* row_scale, const u16* bias, i
         numbers[k] = x + (long long)n * D + head * 128;
         hold(numbers_at[k]);
     }
-    auto number = [&](int k, u32 in) {
-        const u32 in32 = in & 31;
-        if (INPUTS) return of_T(*(const u16*)(table + numbers_at[k] + 2 * in));
-        return of_T(numbers[k][CHAINED ? in - in32 + (in32 & 4) * 4 + (in32 >> 3) * 4 + (in32 & 3) : in]);
+    auto number = [&](int k, u32 one) {
+        const u32 in = one & 0xfff, in32 = in & 31;
+        const u16 found = INPUTS ? *(const u16*)(table + numbers_at[k] + 2 * in)
+            : numbers[k][CHAINED ? in - in32 + (in32 & 4) * 4 + (in32 >> 3) * 4 + (in32 & 3) : in];
+        return one < 0x10000 ? 0 : of_T(found);  // no outlier: its product with infinity would be something
     };
     auto multiply = [&](int r, u32 some, bool there) {  // a warp's 32
         some = there ? some & 0xfffff000 | (some - head * 128 & 0xfff) : 0;
 #pragma unroll
         for (int i = 0; i < STEPS; ++i) {
-            const u32 one = STEPS == 1 ? some : __shfl_sync(ALL, some, i * (32 / STEPS) + lane / STEPS), in = one & 0xfff;
+            const u32 one = STEPS == 1 ? some : __shfl_sync(ALL, some, i * (32 / STEPS) + lane / STEPS);
             char* bin = table + bins_at + r * BINS + (one >> 12 & 15) * (128 * EACH);
             const float value = of_half(one >> 16);
-            if (EACH == 1) *(float*)bin += value * number(0, in);
+            if (EACH == 1) *(float*)bin += value * number(0, one);
             else {
                 float2 sum = *(float2*)bin;
-                sum.x += value * number(0, in), sum.y += value * number(EACH - 1, in);
+                sum.x += value * number(0, one), sum.y += value * number(EACH - 1, one);
                 *(float2*)bin = sum;
             }
         }

@@ -1,7 +1,7 @@
 // A block of CUDA threads on one thread of a CPU, so that the kernels' sources are run where there is no GPU: each is a
 // fiber, resumed in random order and left at whatever waits for others. Copies arrive as late as they may, shared memory
-// begins as NaNs, and what a kernel fetches must lie in a buffer that it was given. So a barrier or a wait that lacks is a wrong number or a
-// sentence, on one seed or another. Below it: what the sources say in PTX.
+// begins as NaNs and keeps them beyond what a launch asks for, and copies and loads by __ldg must lie in a buffer that the kernel was given. So a
+// barrier or a wait that lacks is a wrong number or a sentence, on one seed or another. Below it: what the sources say in PTX.
 
 #include <ucontext.h>
 
@@ -75,7 +75,7 @@ static std::vector<std::pair<const char*, size_t>> buffers;
 static std::mt19937 random;
 static std::string fault;
 static ucontext_t scheduler;
-static int current, events;
+static int current, events, limit;
 static void (*body)();
 
 inline void pause() { swapcontext(&fibers[current].context, &scheduler); }
@@ -154,6 +154,8 @@ inline void run_block(int threads) {
         } else if (idle && all && fault.empty()) fault = "all threads wait for each other";
         stuck = idle && bulk.empty();
     }
+    for (size_t i = limit; i < sizeof room; ++i)
+        if (((unsigned char*)room)[i] != 0xff && fault.empty()) fault = "wrote beyond the shared memory that it asked for";
     if (fault.empty() && !bulk.empty()) fault = "copies still on their way when the block ended";
 }
 template <class... A, size_t... I>
@@ -185,6 +187,7 @@ inline unsigned short to_half(double f) {
     f = std::fabs(f);
     if (std::isnan(f)) return 0x7fff;
     if (f == 0) return sign;
+    if (std::isinf(f)) return sign | 0x7c00;
     int e;
     std::frexp(f, &e);
     e = std::max(e, -13);
@@ -319,10 +322,11 @@ void products_done() {}
 
 #define LAUNCHED(kernel) if (name == #kernel) emulated::run(kernel, blocks, threads, arguments);
 #define EMULATED(KERNELS)                                                                                                  \
-    extern "C" const char* launch(const char* which, int blocks, int threads, void** arguments, int count, void** starts,  \
-                                  size_t* sizes, unsigned seed) {                                                          \
+    extern "C" const char* launch(const char* which, int blocks, int threads, int shared, void** arguments, int count,      \
+                                  void** starts, size_t* sizes, unsigned seed) {                                           \
         const std::string name = which;                                                                                    \
         emulated::fault.clear(), emulated::buffers.clear(), emulated::random.seed(seed);                                   \
+        emulated::limit = shared;                                                                                          \
         for (int i = 0; i < count; ++i) emulated::buffers.emplace_back((const char*)starts[i], sizes[i]);                  \
         KERNELS return emulated::fault.c_str();                                                                            \
     }

@@ -88,7 +88,7 @@ class Emulator:
             sizes = (ctypes.c_size_t * len(tensors))(*(t.numel() * t.element_size() for t in tensors))
             seed = random.getrandbits(32)
             told = library.launch(
-                function.encode(), blocks, threads, places, len(tensors), starts, sizes, seed
+                function.encode(), blocks, threads, shared, places, len(tensors), starts, sizes, seed
             )  # fmt: skip
             assert not told, f"{function} {flags}, seed {seed}: {told.decode()}"
 
@@ -106,7 +106,8 @@ class Emulator:
                 self._compile("-shared", file.name, "-o", f"{file.stem}.so")
             library = ctypes.CDLL(str(file.with_suffix(".so")))
             library.launch.restype, pointer = ctypes.c_char_p, ctypes.c_void_p
-            library.launch.argtypes = [ctypes.c_char_p, ctypes.c_int, ctypes.c_int, pointer, ctypes.c_int, pointer, pointer, ctypes.c_uint]  # fmt: skip
+            number = ctypes.c_int
+            library.launch.argtypes = [ctypes.c_char_p, number, number, number, pointer, number, pointer, pointer, ctypes.c_uint]  # fmt: skip
             self.loaded[name, flags] = library
         return self.loaded[name, flags]
 

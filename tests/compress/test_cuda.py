@@ -200,8 +200,8 @@ def test_outliers_lie_by_pieces_each_with_its_place_and_a_share_of_its_value(nam
     assert torch.equal(where[:-1, 1], where[1:, 0]) and where[0, 0] == 0
     assert where[-1, 1] == len(outliers) - cuda.BEHIND == len(weight.sparse.values)
     assert not outliers[len(weight.sparse.values) :].any(), "what may be read behind them is nothing"
-    power = 2.0 ** cuda._power(weight)
-    assert (packed.parts[3] == power).all() and (power == 1 or packed.parts[3].numel() == weight.decode.N)
+    power = 2.0 ** cuda._power(weight)  # of rows
+    assert torch.equal(packed.parts[3].float(), power) if layout.scale == 2 else (power == 1).all()
     _, inputs = places(layout)
     order = (
         inputs.reshape(2, 2, 4, 8).transpose(1, 2).flatten() if layout.fine else inputs.flatten()
@@ -209,13 +209,41 @@ def test_outliers_lie_by_pieces_each_with_its_place_and_a_share_of_its_value(nam
     whole = torch.zeros(layout.tiles * TILE, layout.pieces * PIECE)
     for piece in range(layout.tiles * layout.pieces):
         for entry in outliers[where[piece, 0] : where[piece, 1]].tolist():
-            value = torch.tensor(entry >> 16).to(torch.uint16).view(torch.float16) * power
+            value = torch.tensor(entry >> 16).to(torch.uint16).view(torch.float16)
+            row = entry >> 12 & 15 | piece // layout.pieces * TILE
             assert (entry & 4095) // PIECE == piece % layout.pieces % 32
-            whole[
-                entry >> 12 & 15 | piece // layout.pieces * TILE, order[entry & 127] + piece % layout.pieces * PIECE
-            ] = value
-    off = (whole[: weight.sparse.N, : weight.sparse.D] - weight.sparse()).abs().max()
-    assert off <= (0 if power == 1 else 2**-25 * power), "divided by the power, the smallest are fp16's tiny numbers"
+            whole[row, order[entry & 127] + piece % layout.pieces * PIECE] = value * power[row]
+    off = (whole[: weight.sparse.N, : weight.sparse.D] - weight.sparse()).abs()
+    least = power[: weight.sparse.N, None] * 2**-25 * (layout.scale == 2)
+    assert (off <= least).all(), "divided by the power, the smallest are fp16's tiny numbers"
+
+
+def test_rows_of_two_levels_are_divided_each_by_its_own_power_of_two():
+    """A row with large scales takes no digits from others; scales of zero take none from outliers."""
+    weight = filled(
+        QuantizedWeight(
+            (64, 256),
+            Grid(64, 256, 3, TwoLevel(64, 16, 3, 16)),
+            TwoLevel(64, 16, 3, 16),
+            sparse=outliers(64, 256, 0.02),
+        )
+    )
+    scale = weight.scale.scale  # (blocks of 16 rows, groups)
+    scale.data[:] = 0.001
+    scale.data[1, 3], scale.data[2] = 4, 0
+    weight.sparse.values.data[:] = 1e-3
+    power = cuda._power(weight).view(4, 16)
+    assert (power == power[:, :1]).all(), "rows that share their scales' scales"
+    assert power[1, 0] - power[0, 0] >= 10 and power[2, 0] == -14 and power[0, 0] == power[3, 0]
+    layout = Layout(*cuda.pack(weight).how)
+    levels = records(cuda.pack(weight), layout)[..., 256 * 3 + 128 :].contiguous().view(torch.float16)
+    larger = levels[..., : 8 * 4].unflatten(-1, (8, 4))[..., 0].flatten(1).float()
+    assert (
+        torch.equal(larger, (scale.float() * 2.0 ** (cuda.TINY - power[:, :1])).half().float())
+        and larger.isfinite().all()
+    )
+    weight.scale.scale.data[0, 0] = 1000
+    assert cuda.pack(weight) is None, "left to torch"
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])

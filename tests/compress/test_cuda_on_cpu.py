@@ -115,6 +115,18 @@ def test_every_share_of_a_multiprocessors_tiles_is_right(tiles, card):
         assert relative(multiply(packed, x, None, full=True), exact) < 1e-3
 
 
+def test_infinite_inputs_reach_what_they_are_multiplied_with_alone(card):
+    weight = in_place(weights()["spqr"])
+    emulator, packed = card(HOPPER), cuda.pack(weight)
+    emulator.held = tuple(packed.parts)
+    x = torch.zeros(2, Layout(*packed.how).pieces * PIECE).half()
+    x[0, 0] = x[1, 512] = float("inf")
+    exact = x[:, : weight.shape[1]] @ weight.dense().half().T
+    clear = weight.dense()[:, [0, 512]].T.abs() > 0.01  # of weights that are rounded to nothing it is NaN
+    made = multiply(packed, x, None)
+    assert exact[clear].isinf().all() and torch.equal(made[clear], exact[clear])
+
+
 @pytest.mark.parametrize(
     "k", [Knobs(16, 2, 8, 2, run=4), Knobs(8, 3, 2, 1, inputs=0), Knobs(24, 2, 6), Knobs(12, 4, 4, run=2)]
 )
@@ -164,6 +176,7 @@ LACKS = {  # tokens; what stands in the kernel, and what instead
     "inputs are read before they are there": (2, "    __syncthreads();\n\n    const u16* mine", "    const u16* mine"),
     "a record too far": (2, "const char* from = record_of(W, ahead_tile, ahead_piece);", "const char* from = record_of(W, ahead_tile + W.tiles, ahead_piece);"),
     "a piece is read before it is there": (20, "            barrier_wait(full + 8 * at, turn);\n", ""),
+    "more is used than was asked for": (2, "u16* kept = (u16*)(sums + WARPS * R * B * STRIDE);", "u16* kept = (u16*)(sums + WARPS * R * B * STRIDE) + 2048;"),
     "a piece is filled again before it is read": (20, "            if (ahead - begin >= DEPTH) barrier_wait(spent + 8 * slot, (ahead - begin) / DEPTH + 1 & 1);\n", ""),
 }  # fmt: skip
 
