@@ -547,6 +547,12 @@ def dense_launch(layout: Layout, bf16: bool, room: int) -> Launch:
     return Launch(_flags(layout, 2, copies, bf16, 1, k), k.warps * warp + table, 1, k)
 
 
+def dots_launch(layout: Layout, bf16: bool) -> Launch:
+    """Of `dots` and `total`."""
+    k = Knobs(16, 2)
+    return Launch(_flags(layout, 3, 1, bf16, 1, k), 512 * 256 + k.warps * k.depth * (SLICE * layout.record + 8), 1, k)
+
+
 def _kernel(name: str, device: int, function: str, flags: tuple[str, ...] = ()) -> nvrtc.Launch:
     return nvrtc.kernel(name, device, function, flags, overlap=True)
 
@@ -571,15 +577,15 @@ def has_dots(layout: Layout, B: int, card: Card) -> bool:
 
 def dots(x: Tensor, parts: list[Tensor], layout: Layout, bias: Tensor | None, y: Tensor) -> None:
     """As `narrow`, of one token by looking up products instead of words: see `has_dots`."""
-    card, device, k = _card(x.device.index), x.device.index, Knobs(16, 2)
-    flags = _flags(layout, 3, 1, x.dtype == torch.bfloat16, 1, k)
+    card, device, how = _card(x.device.index), x.device.index, dots_launch(layout, x.dtype == torch.bfloat16)
     slices = -(-layout.pieces // SLICE)
-    blocks = max(1, min(card.cores // slices, -(-layout.tiles // k.warps)))
-    shared = 512 * 256 + k.warps * k.depth * (SLICE * layout.record + 8)
+    blocks = max(1, min(card.cores // slices, -(-layout.tiles // how.knobs.warps)))
     sums = torch.empty(slices * layout.tiles * TILE, dtype=torch.float32, device=x.device)
     weight = _weight(layout, parts)
-    _kernel("product", device, "dots", flags)(slices * blocks, k.warps * 32, shared, weight, x, sums, blocks)
-    _kernel("product", device, "total", flags)(
+    _kernel("product", device, "dots", how.flags)(
+        slices * blocks, how.knobs.warps * 32, how.shared, weight, x, sums, blocks
+    )
+    _kernel("product", device, "total", how.flags)(
         -(-layout.N // 128), 128, 0, sums, y, _some(parts[3]), bias, layout.N, slices, layout.tiles * TILE,
         int(y.dtype == torch.float32),
     )  # fmt: skip

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import itertools
 import os
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -303,6 +304,15 @@ def test_kinds_without_kernels_are_left_to_torch():
     assert cuda.pack(filled(QuantizedWeight((32, 72), Grid(32, 72, 4), Real(32, 9)))) is None  # groups of 8
 
 
+def launches(layout: Layout, bf16: bool, card: Card) -> Iterator[cuda.Launch]:
+    """One of each kernel that the card would run."""
+    yield cuda.narrow_launch(layout, 8, bf16, cuda.knobs(layout, 8, card), card.room)
+    yield cuda.wide_launch(layout, 16, bf16, cuda.knobs(layout, 16, card), card.room)
+    yield cuda.dense_launch(layout, bf16, card.room)
+    if cuda.has_dots(replace(layout, tiles=8 * card.cores), 1, card):
+        yield cuda.dots_launch(layout, bf16)
+
+
 def test_every_kernel_compiles_for_old_and_new_cards():
     try:
         compiler = nvrtc.find_compiler()
@@ -311,12 +321,9 @@ def test_every_kernel_compiles_for_old_and_new_cards():
     source = (nvrtc.sources() / "product.cu").read_bytes()
     for name in ("spqr", "trellis 3 7", "additive 2x8"):
         layout = Layout(*cuda.pack(weights()[name]).how)
-        for capability, bf16 in (((7, 5), False), ((8, 0), True), ((9, 0), True)):
-            for part in (0, 1, 2, *([3] if name == "additive 2x8" and capability == (9, 0) else [])):
-                card = Card(132, 64 * 1024, int(capability == (9, 0)))
-                k = cuda.knobs(layout, 16 if part == 1 else 8, card)
-                flags = cuda._flags(layout, part, 8, bf16, 1 if part != 1 else 2, k)
-                assert nvrtc.compiled(source, capability, compiler, flags)[1:4] == b"ELF"
+        for capability, bf16 in (((7, 5), False), ((8, 0), True), ((9, 0), True), ((12, 0), True)):
+            for launch in launches(layout, bf16, Card(132, 64 * 1024, int(capability == (9, 0)))):
+                assert nvrtc.compiled(source, capability, compiler, launch.flags)[1:4] == b"ELF"
     for block in (1, 16, 512, 8192):
         nvrtc.compiled((nvrtc.sources() / "hadamard.cu").read_bytes(), (7, 5), compiler, (f"-DBLOCK={block}",))
 
