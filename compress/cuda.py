@@ -33,6 +33,7 @@ SMALLEST, WITH_BF16 = (7, 5), (8, 0)  # compute capability: the tensor cores' m1
 HALVES = (torch.float16, torch.bfloat16)
 LEAST = 42 * 1024  # bytes of shared memory for codes, inputs and sums, beside a table
 AT_ONCE = 1 << 24  # weights whose codes lie unpacked at a time, at about 20 bytes each, while one is packed
+HELD = 4  # pieces whose inputs a warp of `narrow` may keep in registers
 COPIES = 128 * 1024  # bytes of shared memory for copies of a table, at most
 BINS = 2048  # bytes of shared memory in which a warp of `narrow` multiplies a tile's outliers; of 2 tokens or more twice that
 BEHIND, REACH = 32, 32  # entries that it may read behind the last outlier; pieces whose outliers it can tell apart
@@ -397,6 +398,8 @@ class Knobs:
     wgmma: int = 0
     run: int = 1  # pieces that a warp of `narrow` takes together, at most
     tokens: int = 0  # of `narrow`, with outliers
+    held: int = 0  # 1: warps of `narrow` keep the inputs of their pieces in registers; in a launch how many pieces, or 0
+    keep: int = 1  # steps of a team whose sums wait to be added, at most
 
 
 @lru_cache(maxsize=4096)
@@ -456,7 +459,7 @@ def _flags(layout: Layout, part: int, copies: int, bf16: bool, fan: int, k: Knob
         "KIND": layout.kind, "BITS": layout.bits, "WINDOW": layout.window, "WIDE": layout.wide, "CENTER": layout.center,
         "SCALE": layout.scale, "GROUPS": layout.groups, "ZEROS": layout.zeros, "SPARSE": layout.sparse, "REP": copies,
         "BF16": int(bf16), "NT": fan, "R": k.tiles, "WARPS": k.warps, "TEAM": k.team, "DEPTH": k.depth, "INPUTS": k.inputs, "RUN": k.run,
-        "WGMMA": k.wgmma, "PART": part, "TOKENS": k.tokens,
+        "WGMMA": k.wgmma, "PART": part, "TOKENS": k.tokens, "HELD": k.held,
     }  # fmt: skip
     return tuple(f"-D{name}={number}" for name, number in numbers.items())
 
@@ -484,25 +487,30 @@ class Launch:
 @lru_cache(maxsize=4096)
 def narrow_launch(layout: Layout, B: int, bf16: bool, k: Knobs, room: int) -> Launch:
     """Of `narrow` for B tokens, on a card whose blocks may have `room` bytes of shared memory."""
-    kept = B * (layout.pieces * PIECE + 32) * 2
+    kept, each = B * (layout.pieces * PIECE + 32) * 2, -(-layout.pieces // k.team)
     k = replace(k, tokens=layout.sparse << (B - 1).bit_length())
+    if k.held:
+        k = replace(k, held=each, run=each, inputs=k.inputs * layout.sparse) if each <= HELD else replace(k, held=0)
 
     def run(k: Knobs) -> int:
         """Bytes of the runs in flight, one of each warp, and of its barrier."""
         return k.warps * (k.tiles * (k.run * layout.record + layout.pad) + 8)
 
     def least(k: Knobs) -> int:
-        """Bytes of sums, bins and two runs."""
-        return k.warps * k.tiles * (B * 20 * 4 + BINS * min(k.tokens, 2)) + 2 * run(k)
+        """Bytes of sums, scales of their rows, bins and two runs."""
+        sums = k.keep * (k.warps * B * 20 * 4 + k.warps // k.team * TILE * 4)
+        return k.tiles * (sums + k.warps * BINS * min(k.tokens, 2)) + 2 * run(k)
 
     while layout.sparse and -(-layout.pieces // k.team) > REACH and k.team < k.warps:
         k = replace(k, team=k.team * 2, warps=k.warps // (k.team * 2) * k.team * 2)
-    one = _table(layout, 0)[1]
-    while least(k) + one + k.inputs * kept > room and k.run > 1:
+    one, full = _table(layout, 0)[1], _table(layout, k.most)[1]
+    while least(k) + full + k.inputs * kept > room and k.keep > 1:
+        k = replace(k, keep=k.keep // 2)
+    while least(k) + full + k.inputs * kept > room and k.run > 1 and not k.held:
         k = replace(k, run=k.run // 2)
     while least(k) + one > room:
         half, team = k.warps // 2, min(k.team, k.warps // 2)
-        k = replace(k, tiles=1) if k.tiles > 1 else replace(k, warps=half // team * team, team=team)
+        k = replace(k, tiles=1) if k.tiles > 1 else replace(k, warps=half // team * team, team=team, held=0)
     left = room - least(k)
     copies, table = _table(layout, min(k.most, left))
     if k.inputs and table + kept > left:  # half the copies cost less than inputs from global memory
@@ -563,7 +571,7 @@ def narrow(x: Tensor, parts: list[Tensor], layout: Layout, bias: Tensor | None, 
     how = narrow_launch(layout, B, x.dtype == torch.bfloat16, k, card.room)
     _kernel("product", device, "narrow", how.flags)(
         min(card.cores, layout.tiles), how.knobs.warps * 32, how.shared, _weight(layout, parts), x, y, _some(parts[3]), bias,
-        layout.N, B, int(y.dtype == torch.float32),
+        layout.N, B, int(y.dtype == torch.float32), how.knobs.keep,
     )  # fmt: skip
 
 

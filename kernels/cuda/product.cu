@@ -11,6 +11,7 @@
 //   WARPS   of a block, TEAM of a tile         R       tiles of a warp at once
 //   DEPTH   pieces in flight; of narrow runs   RUN     pieces that a warp of narrow takes together
 //   INPUTS  1: narrow keeps x in shared memory
+//   HELD    if not 0, the pieces of a warp of narrow, whose inputs it keeps in registers
 //   WGMMA   1: Hopper's products of a warpgroup, inputs from shared memory (wide)
 //   PART    what to compile: 0 narrow, 1 wide and finish, 2 dense, 3 dots and total
 //
@@ -527,25 +528,41 @@ __device__ __forceinline__ void together(int team) {  // a barrier of one team
     asm volatile("bar.sync %0, %1;" ::"r"(1 + team), "n"(TEAM * 32) : "memory");
 }
 
+#if LATER
 template <int POWER>  // c += 2^POWER times the sums of inputs
 __device__ __forceinline__ void sum_of(float* c, u32 b0, u32 b1) {
     const u32 one = (BF16 ? 0x3f80 + (POWER << 7) : 0x3c00 + (POWER << 10)) * 0x10001, ones[4] = {one, one, one, one};
     mma(c, ones, b0, b1);
 }
+struct Sums {
+    float once[2], offset[2];  // of tokens 2t and 2t + 1; times `raw`'s 128
+};
+__device__ __forceinline__ Sums sums_of(const uint4 (&b)[4]) {
+    float once[4] = {}, offset[4] = {};
+#pragma unroll
+    for (int j = 0; j < 4; ++j) {
+        sum_of<0>(once, b[j].x, b[j].y), sum_of<0>(once, b[j].z, b[j].w);
+        if (BF16) sum_of<7>(offset, b[j].x, b[j].y), sum_of<7 - UP>(offset, b[j].z, b[j].w);
+    }
+    return {{once[0], once[1]}, {offset[0], offset[1]}};
+}
+#endif
 
 // Up to 8 tokens. Each block has a run of tiles; teams of warps take R of them at a time, the warps of a team their pieces.
-// y[n][o] = scale[o] * sum + bias. x: (B, pieces * 128). wide_out: y is fp32. The outliers of a piece are
+// Sums of `keep` such steps wait in shared memory until warps add up what the others have. y[n][o] = scale[o] * sum + bias.
+// x: (B, pieces * 128). wide_out: y is fp32. The outliers of a piece are
 // multiplied by themselves, a lane one with EACH tokens into bins of its own, which are added up when a tile is done.
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
-narrow(Weight W, const u16* x, void* y, const u16* row_scale, const u16* bias, int N, int B, int wide_out) {
+narrow(Weight W, const u16* x, void* y, const u16* row_scale, const u16* bias, int N, int B, int wide_out, int keep) {
     extern __shared__ uint4 room[];
     const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, g = lane >> 2, t = lane & 3, P = W.pieces, D = P * 128;
     const int slot = R * (RUN * RECORD + PAD);  // bytes of a run of records
     char* table = (char*)room;
     char* ring = table + TABLE_BYTES + warp * (DEPTH * slot);
     char* bins = table + TABLE_BYTES + WARPS * (DEPTH * slot) + warp * (R * BINS);
-    float* sums = (float*)(table + TABLE_BYTES + WARPS * (DEPTH * slot + R * BINS));  // [WARPS][R][B][STRIDE]
-    u16* kept = (u16*)(sums + WARPS * R * B * STRIDE);
+    float* sums = (float*)(table + TABLE_BYTES + WARPS * (DEPTH * slot + R * BINS));  // [keep][WARPS][R][B][STRIDE]
+    float* factors = sums + keep * WARPS * R * B * STRIDE;  // [keep][TEAMS][R][16], scales of the rows
+    u16* kept = (u16*)(factors + keep * TEAMS * R * 16);
     const int team = warp / TEAM, member = warp % TEAM, row = lane & 15;
     const int begin = (u32)W.tiles * blockIdx.x / gridDim.x, end = (u32)W.tiles * (blockIdx.x + 1) / gridDim.x;
     const int each = (P + TEAM - 1) / TEAM, head = min(P, member * each), tail = min(P, head + each);  // a warp's pieces
@@ -602,6 +619,14 @@ narrow(Weight W, const u16* x, void* y, const u16* row_scale, const u16* bias, i
     const int stride = D + (FINE ? 8 : 32);  // so that eight lanes meet no bank twice
     uint4 eight = {};
     if (INPUTS && threadIdx.x < D / 8) eight = ((const uint4*)x)[threadIdx.x];  // on its way while the table is filled
+    const u16* mine = x + (long long)min(g, B - 1) * D;
+    const bool token = g < B;  // others are zeros and stay it: what is not read takes no time
+    uint4 inputs_of[HELD ? HELD : 1][4] = {};
+#pragma unroll
+    for (int i = 0; i < HELD; ++i)
+#pragma unroll
+        for (int j = 0; j < 4; ++j)
+            if (token && head + i < tail) inputs((u32*)&inputs_of[i][j], mine + (head + i) * 128, j, t);
     fill(table, words);
     if (INPUTS)
         for (int i = threadIdx.x; i < B * (D / 8); i += THREADS) {
@@ -613,12 +638,14 @@ narrow(Weight W, const u16* x, void* y, const u16* row_scale, const u16* bias, i
         }
     __syncthreads();
 
-    const u16* mine = x + (long long)min(g, B - 1) * D;
     u32 kept_at = (char*)kept - table + (min(g, B - 1) * stride + place_of(0, t)) * 2, records_at = ring - table;
     hold(kept_at), hold(records_at);
     const Places places = places_of(lane);
-    const bool token = g < B;  // others are zeros and stay it: what is not read takes no time
-    uint4 inputs_of[4] = {};
+#if LATER
+    Sums of_inputs[HELD ? HELD : 1];
+#pragma unroll
+    for (int i = 0; i < HELD; ++i) of_inputs[i] = sums_of(inputs_of[i]);
+#endif
 #if SPARSE
     u32 bins_at = bins - table + lane * (EACH * 4), numbers_at[EACH];
     const u16* numbers[EACH];
@@ -652,7 +679,7 @@ narrow(Weight W, const u16* x, void* y, const u16* row_scale, const u16* bias, i
         }
     };
 #endif
-    int at = 0;
+    int at = 0, step = 0;
     u32 turn = 0;  // how often the ring has been read, modulo 2
     for (int tile = begin + team * R; tile < end; tile += TEAMS * R) {
         float acc[R][4] = {};
@@ -671,7 +698,11 @@ narrow(Weight W, const u16* x, void* y, const u16* row_scale, const u16* bias, i
 #endif
             u32 record = records_at + at * slot, here = kept_at + run * 256;
             hold(record), hold(here);
+#if HELD
+#pragma unroll
+#else
 #pragma unroll 1
+#endif
             for (int i = 0; i < RUN; ++i) {
                 const int piece = run + i;
                 if (piece >= tail) break;
@@ -700,31 +731,35 @@ narrow(Weight W, const u16* x, void* y, const u16* row_scale, const u16* bias, i
                 }
 #endif
 #if LATER
-                float part[R][2][4] = {}, total[4] = {}, offset[4] = {};  // of products m; of the inputs, once and times `raw`'s 128
+                float part[R][2][4] = {};  // of products m
+#endif
+                uint4(&b)[4] = inputs_of[HELD ? i : 0];
+                if (!HELD)
+#pragma unroll
+                    for (int j = 0; j < 4; ++j) {
+                        if (WARPS > 16) b[j] = {};  // too few registers to keep them
+                        if (token) {
+                            if (INPUTS) b[j] = *(const uint4*)(table + here + 2 * place_of(j, 0));
+                            else inputs((u32*)&b[j], mine + piece * 128, j, t);
+                        }
+                    }
+#if LATER
+                Sums& of_b = of_inputs[HELD ? i : 0];
+                if (!HELD) of_b = sums_of(b);
 #endif
 #pragma unroll
                 for (int j = 0; j < 4; ++j) {
-                    uint4& b = inputs_of[j];
-                    if (WARPS > 16) b = {};  // too few registers to keep them
-                    if (token) {
-                        if (INPUTS) b = *(const uint4*)(table + here + 2 * place_of(j, 0));
-                        else inputs((u32*)&b, mine + piece * 128, j, t);
-                    }
-#if LATER
-                    sum_of<0>(total, b.x, b.y), sum_of<0>(total, b.z, b.w);
-                    if (BF16) sum_of<7>(offset, b.x, b.y), sum_of<7 - UP>(offset, b.z, b.w);
-#endif
 #pragma unroll
                     for (int r = 0; r < R; ++r) {
                         u32 a[2][4];
 #if LATER
                         raw(a, now[r], j);
-                        mma(part[r][0], a[0], b.x, b.y);
-                        mma(part[r][1], a[1], b.z, b.w);
+                        mma(part[r][0], a[0], b[j].x, b[j].y);
+                        mma(part[r][1], a[1], b[j].z, b[j].w);
 #else
                         decode(a, now[r], j, table, nullptr, lane, W, next[r]);
-                        mma(acc[r], a[0], b.x, b.y);
-                        mma(acc[r], a[1], b.z, b.w);
+                        mma(acc[r], a[0], b[j].x, b[j].y);
+                        mma(acc[r], a[1], b[j].z, b[j].w);
 #endif
                     }
                 }
@@ -735,7 +770,7 @@ narrow(Weight W, const u16* x, void* y, const u16* row_scale, const u16* bias, i
                     for (int c = 0; c < 4; ++c) {
                         const float s = of_half(now[r].s[0] >> 16 * (c >> 1)), z = ZEROS ? of_half(now[r].s[1] >> 16 * (c >> 1)) : CENTER;
                         const float unit = BF16 ? 1 : 1 << 24, sum = part[r][0][c] * unit + part[r][1][c] * (unit / (1 << UP));
-                        acc[r][c] += s * (sum - (BF16 ? offset[c] : 0) - z * total[c]);
+                        acc[r][c] += s * (sum - (BF16 ? of_b.offset[c & 1] : 0) - z * of_b.once[c & 1]);
                     }
 #endif
                 record += RECORD, here += 256;
@@ -744,14 +779,17 @@ narrow(Weight W, const u16* x, void* y, const u16* row_scale, const u16* bias, i
             fetch_next(at);
             if (++at == DEPTH) at = 0, turn ^= 1;
         }
-        together(team);  // nobody reads the last sums any more
+        if (step == 0) together(team);  // nobody reads the last sums any more
+        float* of_step = sums + step * (WARPS * R * B * STRIDE);
 #pragma unroll
-        for (int r = 0; r < R; ++r)
+        for (int r = 0; r < R; ++r) {
 #pragma unroll
             for (int c = 0; c < 4; ++c) {
                 const int n = 2 * t + (c & 1);
-                if (n < B) sums[((warp * R + r) * B + n) * STRIDE + output_of(g, c >> 1)] = acc[r][c];
+                if (n < B) of_step[((warp * R + r) * B + n) * STRIDE + output_of(g, c >> 1)] = acc[r][c];
             }
+            if (member == 0 && lane < 16) factors[((step * TEAMS + team) * R + r) * 16 + lane] = of_half(scale[r]);
+        }
 #if SPARSE
         ask_first();
         __syncwarp();
@@ -769,27 +807,29 @@ narrow(Weight W, const u16* x, void* y, const u16* row_scale, const u16* bias, i
 #pragma unroll
             for (int n = 0; n < TOKENS; ++n) {
                 sum[n] += __shfl_xor_sync(ALL, sum[n], 16);
-                if (lane < 16 && n < B) sums[((warp * R + r) * B + n) * STRIDE + row] += sum[n];
+                if (lane < 16 && n < B) of_step[((warp * R + r) * B + n) * STRIDE + row] += sum[n];
             }
         }
         __syncwarp();
 #endif
+        if (++step < keep && tile + TEAMS * R < end) continue;
         together(team);
-#pragma unroll
-        for (int r = 0; r < R; ++r)
-            for (int n = (member + TEAM - r * B % TEAM) % TEAM; n < B; n += TEAM) {  // a token of a tile is a warp's
-                const int o = (tile + r) * 16 + row;
-                const float* from = sums + (((team * TEAM + (lane >> 4) * (TEAM / 2)) * R + r) * B + n) * STRIDE + row;
+        for (int i = 0; i < step * R; ++i) {
+            const int s = i / R, r = i % R, done = tile - (step - 1 - s) * (TEAMS * R) + r, o = done * 16 + row;
+            for (int n = (member + TEAM - i * B % TEAM) % TEAM; n < B; n += TEAM) {  // a token of a tile is a warp's
+                const float* from = sums + (((s * WARPS + team * TEAM + (lane >> 4) * (TEAM / 2)) * R + r) * B + n) * STRIDE + row;
                 float sum = 0;
 #pragma unroll
                 for (int w = 0; w < TEAM / 2; ++w) sum += from[w * R * B * STRIDE];
-                sum *= of_half(scale[r]);
+                sum *= factors[((s * TEAMS + team) * R + r) * 16 + row];
                 sum += __shfl_xor_sync(ALL, sum, 16);
-                if (lane >= 16 || o >= N || tile + r >= end) continue;
+                if (lane >= 16 || o >= N || done >= end) continue;
                 if (bias) sum += of_T(bias[o]);
                 if (wide_out) ((float*)y)[(long long)n * N + o] = sum;
                 else ((u16*)y)[(long long)n * N + o] = to_T(sum);
             }
+        }
+        step = 0;
     }
 }
 #endif
