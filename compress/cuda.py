@@ -411,7 +411,10 @@ def knobs(layout: Layout, B: int, card: Card) -> Knobs:
         if layout.sparse and B == 1 and turns > 4:
             teams = min((7, 6, 5, 4), key=lambda n: -turns % n)  # the fewest idle in the last turn
             return Knobs(4 * teams, 2, 4, run=1 if teams == 7 else 2)
-        one = layout.sparse or (B > 2 and kind != "grid" and turns <= 8)
+        large, each = kind == "trellis" and layout.bits > 2, -(-layout.pieces // 16)
+        if not (layout.sparse or large) and each <= HELD and each * 16 <= 1.25 * layout.pieces:
+            return Knobs(16, 2, 16, tiles=2 if turns == 2 else 1, held=1, keep=16)
+        one = layout.sparse or large or (B > 2 and kind != "grid" and turns <= 8)
         tiles = 1 if one or turns <= 4 else 2
         teams = min(8 if one else 4, 1 << (-(-turns // tiles) - 1).bit_length())
         return Knobs(16, 2, 16 // teams, tiles, run=4 if tiles == 2 and turns > 8 else 2)
@@ -459,7 +462,7 @@ def _flags(layout: Layout, part: int, copies: int, bf16: bool, fan: int, k: Knob
         "KIND": layout.kind, "BITS": layout.bits, "WINDOW": layout.window, "WIDE": layout.wide, "CENTER": layout.center,
         "SCALE": layout.scale, "GROUPS": layout.groups, "ZEROS": layout.zeros, "SPARSE": layout.sparse, "REP": copies,
         "BF16": int(bf16), "NT": fan, "R": k.tiles, "WARPS": k.warps, "TEAM": k.team, "DEPTH": k.depth, "INPUTS": k.inputs, "RUN": k.run,
-        "WGMMA": k.wgmma, "PART": part, "TOKENS": k.tokens, "HELD": k.held,
+        "WGMMA": k.wgmma, "PART": part, "TOKENS": k.tokens, "HELD": k.held, "KEEP": k.keep,
     }  # fmt: skip
     return tuple(f"-D{name}={number}" for name, number in numbers.items())
 
@@ -571,7 +574,7 @@ def narrow(x: Tensor, parts: list[Tensor], layout: Layout, bias: Tensor | None, 
     how = narrow_launch(layout, B, x.dtype == torch.bfloat16, k, card.room)
     _kernel("product", device, "narrow", how.flags)(
         min(card.cores, layout.tiles), how.knobs.warps * 32, how.shared, _weight(layout, parts), x, y, _some(parts[3]), bias,
-        layout.N, B, int(y.dtype == torch.float32), how.knobs.keep,
+        layout.N, B, int(y.dtype == torch.float32),
     )  # fmt: skip
 
 

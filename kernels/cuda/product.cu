@@ -11,7 +11,7 @@
 //   WARPS   of a block, TEAM of a tile         R       tiles of a warp at once
 //   DEPTH   pieces in flight; of narrow runs   RUN     pieces that a warp of narrow takes together
 //   INPUTS  1: narrow keeps x in shared memory
-//   HELD    if not 0, the pieces of a warp of narrow, whose inputs it keeps in registers
+//   HELD    if not 0, the pieces of a warp of narrow, whose inputs it keeps in registers; KEEP steps of a team whose sums wait
 //   WGMMA   1: Hopper's products of a warpgroup, inputs from shared memory (wide)
 //   PART    what to compile: 0 narrow, 1 wide and finish, 2 dense, 3 dots and total
 //
@@ -535,34 +535,29 @@ __device__ __forceinline__ void sum_of(float* c, u32 b0, u32 b1) {
     mma(c, ones, b0, b1);
 }
 struct Sums {
-    float once[2], offset[2];  // of tokens 2t and 2t + 1; times `raw`'s 128
+    float once[4], offset[4];  // of inputs, as the tensor cores lay out a product; times `raw`'s 128
 };
-__device__ __forceinline__ Sums sums_of(const uint4 (&b)[4]) {
-    float once[4] = {}, offset[4] = {};
-#pragma unroll
-    for (int j = 0; j < 4; ++j) {
-        sum_of<0>(once, b[j].x, b[j].y), sum_of<0>(once, b[j].z, b[j].w);
-        if (BF16) sum_of<7>(offset, b[j].x, b[j].y), sum_of<7 - UP>(offset, b[j].z, b[j].w);
-    }
-    return {{once[0], once[1]}, {offset[0], offset[1]}};
+__device__ __forceinline__ void add(Sums& sums, const uint4& b) {
+    sum_of<0>(sums.once, b.x, b.y), sum_of<0>(sums.once, b.z, b.w);
+    if (BF16) sum_of<7>(sums.offset, b.x, b.y), sum_of<7 - UP>(sums.offset, b.z, b.w);
 }
 #endif
 
 // Up to 8 tokens. Each block has a run of tiles; teams of warps take R of them at a time, the warps of a team their pieces.
-// Sums of `keep` such steps wait in shared memory until warps add up what the others have. y[n][o] = scale[o] * sum + bias.
+// Sums of KEEP such steps wait in shared memory until warps add up what the others have. y[n][o] = scale[o] * sum + bias.
 // x: (B, pieces * 128). wide_out: y is fp32. The outliers of a piece are
 // multiplied by themselves, a lane one with EACH tokens into bins of its own, which are added up when a tile is done.
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
-narrow(Weight W, const u16* x, void* y, const u16* row_scale, const u16* bias, int N, int B, int wide_out, int keep) {
+narrow(Weight W, const u16* x, void* y, const u16* row_scale, const u16* bias, int N, int B, int wide_out) {
     extern __shared__ uint4 room[];
     const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, g = lane >> 2, t = lane & 3, P = W.pieces, D = P * 128;
     const int slot = R * (RUN * RECORD + PAD);  // bytes of a run of records
     char* table = (char*)room;
     char* ring = table + TABLE_BYTES + warp * (DEPTH * slot);
     char* bins = table + TABLE_BYTES + WARPS * (DEPTH * slot) + warp * (R * BINS);
-    float* sums = (float*)(table + TABLE_BYTES + WARPS * (DEPTH * slot + R * BINS));  // [keep][WARPS][R][B][STRIDE]
-    float* factors = sums + keep * WARPS * R * B * STRIDE;  // [keep][TEAMS][R][16], scales of the rows
-    u16* kept = (u16*)(factors + keep * TEAMS * R * 16);
+    float* sums = (float*)(table + TABLE_BYTES + WARPS * (DEPTH * slot + R * BINS));  // [KEEP][WARPS][R][B][STRIDE]
+    float* factors = sums + KEEP * WARPS * R * B * STRIDE;  // [KEEP][TEAMS][R][16], scales of the rows
+    u16* kept = (u16*)(factors + KEEP * TEAMS * R * 16);
     const int team = warp / TEAM, member = warp % TEAM, row = lane & 15;
     const int begin = (u32)W.tiles * blockIdx.x / gridDim.x, end = (u32)W.tiles * (blockIdx.x + 1) / gridDim.x;
     const int each = (P + TEAM - 1) / TEAM, head = min(P, member * each), tail = min(P, head + each);  // a warp's pieces
@@ -642,9 +637,11 @@ narrow(Weight W, const u16* x, void* y, const u16* row_scale, const u16* bias, i
     hold(kept_at), hold(records_at);
     const Places places = places_of(lane);
 #if LATER
-    Sums of_inputs[HELD ? HELD : 1];
+    Sums sums_held[HELD ? HELD : 1] = {};
 #pragma unroll
-    for (int i = 0; i < HELD; ++i) of_inputs[i] = sums_of(inputs_of[i]);
+    for (int i = 0; i < HELD; ++i)
+#pragma unroll
+        for (int j = 0; j < 4; ++j) add(sums_held[i], inputs_of[i][j]);
 #endif
 #if SPARSE
     u32 bins_at = bins - table + lane * (EACH * 4), numbers_at[EACH];
@@ -733,33 +730,31 @@ narrow(Weight W, const u16* x, void* y, const u16* row_scale, const u16* bias, i
 #if LATER
                 float part[R][2][4] = {};  // of products m
 #endif
-                uint4(&b)[4] = inputs_of[HELD ? i : 0];
-                if (!HELD)
-#pragma unroll
-                    for (int j = 0; j < 4; ++j) {
-                        if (WARPS > 16) b[j] = {};  // too few registers to keep them
-                        if (token) {
-                            if (INPUTS) b[j] = *(const uint4*)(table + here + 2 * place_of(j, 0));
-                            else inputs((u32*)&b[j], mine + piece * 128, j, t);
-                        }
-                    }
 #if LATER
-                Sums& of_b = of_inputs[HELD ? i : 0];
-                if (!HELD) of_b = sums_of(b);
+                Sums sums_of = HELD ? sums_held[HELD ? i : 0] : Sums{};
 #endif
 #pragma unroll
                 for (int j = 0; j < 4; ++j) {
+                    uint4& b = inputs_of[HELD ? i : 0][j];
+                    if (!HELD && WARPS > 16) b = {};  // too few registers to keep them
+                    if (!HELD && token) {
+                        if (INPUTS) b = *(const uint4*)(table + here + 2 * place_of(j, 0));
+                        else inputs((u32*)&b, mine + piece * 128, j, t);
+                    }
+#if LATER
+                    if (!HELD) add(sums_of, b);
+#endif
 #pragma unroll
                     for (int r = 0; r < R; ++r) {
                         u32 a[2][4];
 #if LATER
                         raw(a, now[r], j);
-                        mma(part[r][0], a[0], b[j].x, b[j].y);
-                        mma(part[r][1], a[1], b[j].z, b[j].w);
+                        mma(part[r][0], a[0], b.x, b.y);
+                        mma(part[r][1], a[1], b.z, b.w);
 #else
                         decode(a, now[r], j, table, nullptr, lane, W, next[r]);
-                        mma(acc[r], a[0], b[j].x, b[j].y);
-                        mma(acc[r], a[1], b[j].z, b[j].w);
+                        mma(acc[r], a[0], b.x, b.y);
+                        mma(acc[r], a[1], b.z, b.w);
 #endif
                     }
                 }
@@ -770,7 +765,7 @@ narrow(Weight W, const u16* x, void* y, const u16* row_scale, const u16* bias, i
                     for (int c = 0; c < 4; ++c) {
                         const float s = of_half(now[r].s[0] >> 16 * (c >> 1)), z = ZEROS ? of_half(now[r].s[1] >> 16 * (c >> 1)) : CENTER;
                         const float unit = BF16 ? 1 : 1 << 24, sum = part[r][0][c] * unit + part[r][1][c] * (unit / (1 << UP));
-                        acc[r][c] += s * (sum - (BF16 ? of_b.offset[c & 1] : 0) - z * of_b.once[c & 1]);
+                        acc[r][c] += s * (sum - (BF16 ? sums_of.offset[c] : 0) - z * sums_of.once[c]);
                     }
 #endif
                 record += RECORD, here += 256;
@@ -812,10 +807,12 @@ narrow(Weight W, const u16* x, void* y, const u16* row_scale, const u16* bias, i
         }
         __syncwarp();
 #endif
-        if (++step < keep && tile + TEAMS * R < end) continue;
+        if (KEEP > 1 && ++step < KEEP && tile + TEAMS * R < end) continue;
         together(team);
-        for (int i = 0; i < step * R; ++i) {
-            const int s = i / R, r = i % R, done = tile - (step - 1 - s) * (TEAMS * R) + r, o = done * 16 + row;
+        const int steps = KEEP > 1 ? step : 1;
+#pragma unroll(KEEP > 1 ? 1 : R)
+        for (int i = 0; i < steps * R; ++i) {
+            const int s = i / R, r = i % R, done = tile - (steps - 1 - s) * (TEAMS * R) + r, o = done * 16 + row;
             for (int n = (member + TEAM - i * B % TEAM) % TEAM; n < B; n += TEAM) {  // a token of a tile is a warp's
                 const float* from = sums + (((s * WARPS + team * TEAM + (lane >> 4) * (TEAM / 2)) * R + r) * B + n) * STRIDE + row;
                 float sum = 0;

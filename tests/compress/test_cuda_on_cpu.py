@@ -180,12 +180,12 @@ def test_a_rotation_is_the_definitions(block, card):
 
 LACKS = {  # tokens; what stands in the kernel, and what instead
     "codes are read before they are there": (2, "            barrier_wait(mine_full + at * 8, turn);\n", ""),
-    "sums are read before they are there": (2, "        together(team);\n        for (int i = 0;", "        for (int i = 0;"),
+    "sums are read before they are there": (2, "        together(team);\n        const int steps", "        const int steps"),
     "sums are written before they are read": (2, "        if (step == 0) together(team);  // nobody reads the last sums any more\n", ""),
     "inputs are read before they are there": (2, "    __syncthreads();\n\n    const u16* mine", "    const u16* mine"),
     "a record too far": (2, "const char* from = record_of(W, ahead_tile, ahead_piece);", "const char* from = record_of(W, ahead_tile + W.tiles, ahead_piece);"),
     "a piece is read before it is there": (20, "            barrier_wait(full + 8 * at, turn);\n", ""),
-    "more is used than was asked for": (2, "u16* kept = (u16*)(factors + keep * TEAMS * R * 16);", "u16* kept = (u16*)(factors + keep * TEAMS * R * 16) + 2048;"),
+    "more is used than was asked for": (2, "u16* kept = (u16*)(factors + KEEP * TEAMS * R * 16);", "u16* kept = (u16*)(factors + KEEP * TEAMS * R * 16) + 2048;"),
     "a piece is filled again before it is read": (20, "            if (ahead - begin >= DEPTH) barrier_wait(spent + 8 * slot, (ahead - begin) / DEPTH + 1 & 1);\n", ""),
 }  # fmt: skip
 
