@@ -284,15 +284,19 @@ __device__ __forceinline__ u32 pair_of(const Piece& p, int q, int c, int up, u32
     const int at = BITS == 3 ? q < 5 ? 3 * q : 8 * (c & 1) + (q == 5 ? 3 : 0) : q % per * BITS;
     return within(moved(word, at, up), mask << up, more);
 }
-// Products of one m have their codes at the same place, which needs no shift for every other code. With TINY they stay what they are
-// as bits of fp16, code * 2^(up - 24), and `scales` has what makes weights of them.
+// Products' codes are left on shelves, BITS above each other in fp16, so that most are where they are wanted without a shift.
+#define SHELVES (BITS == 2 ? 4 : BITS == 3 ? 3 : BITS == 4 ? 2 : 1)
+__device__ __forceinline__ constexpr int shelf_of(int q, int shelves) {
+    return shelves == 3 ? q == 7 ? 2 : q > 4 ? 6 - q : q % 3 : q % shelves;
+}
+// With TINY they stay what they are as bits of fp16, code * 2^(up - 24), and `decode` makes weights of them.
 #define TINY (BITS < 8 && (SCALE == 2 || SCALE == 1 && ZEROS))
 __device__ __forceinline__ void weights(u32 a[2][4], const Piece& p, int j, const char*, int) {
 #pragma unroll
     for (int m = 0; m < 2; ++m)
 #pragma unroll
         for (int c = 0; c < 4; ++c) {  // or-ed below 1024's exponent a code is a number
-            const int up = BITS < 8 ? m * BITS : 0;
+            const int up = shelf_of(2 * j + m, SHELVES) * BITS;
             const u32 less = 0x8000 | whole((1024 >> up) + (ZEROS || SCALE == 2 ? 0 : CENTER));
             if (TINY) a[m][c] = pair_of(p, 2 * j + m, c, up, 0);
             else a[m][c] = fma2(pair_of(p, 2 * j + m, c, up, 0x64006400), ((15u - up) << 10) * 0x10001, less * 0x10001);
@@ -301,11 +305,12 @@ __device__ __forceinline__ void weights(u32 a[2][4], const Piece& p, int j, cons
 // The codes themselves: of fp16 tiny numbers, code * 2^(up - 24), which the tensor cores multiply exactly; bf16 is too coarse
 // for that and has 128 + code * 2^up.
 #define UP (BITS == 4 && BF16 ? 3 : BITS)
+#define RAW_SHELVES (BF16 ? 2 : SHELVES)
 __device__ __forceinline__ void raw(u32 a[2][4], const Piece& p, int j) {
 #pragma unroll
     for (int m = 0; m < 2; ++m)
 #pragma unroll
-        for (int c = 0; c < 4; ++c) a[m][c] = pair_of(p, 2 * j + m, c, m * UP, BF16 ? 0x43004300 : 0);
+        for (int c = 0; c < 4; ++c) a[m][c] = pair_of(p, 2 * j + m, c, shelf_of(2 * j + m, RAW_SHELVES) * UP, BF16 ? 0x43004300 : 0);
 }
 #endif
 
@@ -411,15 +416,16 @@ __device__ __forceinline__ void reach(const Piece& p, int lane, u32 next[2]) {
 __device__ __forceinline__ void weights16(u32 a[4], const Piece& p, int i, const char* table, int lane, const u32 next[2]) {
     const u32 over = next[i >> 2];
     u32 bits;
-    if (BITS == 2) bits = __byte_perm(p.w[i >> 1], over, (i & 1 ? 0x0032 : 0x0010) | (4 + (i & 3)) << 8);
+    if (BITS == 2) bits = __byte_perm(p.w[i >> 1], over, (i & 1 ? 3 : 1) | (4 + (i & 3)) << 4);  // the later 8, and on
     else if (BITS == 3)
         bits = __byte_perm(__byte_perm(p.w[i >> 1], p.w[4 + (i >> 2)], (i & 1 ? 0x0032 : 0x0010) | (4 + (i & 3)) << 8), over, 0x0210 | (4 + (i & 3)) << 12);
     else bits = p.w[i];
     const int order[4] = {0, 2, 1, 3};
 #pragma unroll
     for (int k = 0; k < 4; ++k) {
-        const u32 up = 2 + LOG(REP), at = 2 * BITS * k;
-        u32 place = at < up ? bits << (up - at) : bits >> (at - up);
+        const bool soon = BITS == 2 && k < 2;
+        const u32 up = 2 + LOG(REP), at = 2 * BITS * k + (BITS > 2 ? 0 : soon ? 16 * (i & 1) : -8), from = soon ? p.w[i >> 1] : bits;
+        u32 place = at < up ? from << (up - at) : from >> (at - up);
         if (BITS == 4 && k == 3) place |= (over >> 8 * (i & 3) & 255) << (8 + up);
         a[order[k]] = *(const u32*)(table + within(place, (ENTRIES - 1) << up, (lane & (REP - 1)) << 2));
     }
@@ -432,9 +438,7 @@ __device__ __forceinline__ void weights16(u32 a[4], const Piece& p, int i, const
 #define POWER(n) (((n) + 15 << 10) * 0x10001)  // 2^n, twice
 
 // Scales of the 32 inputs j: of outputs first and second, each twice in a word; zeros likewise. m: which 16 of a trellis. A weight
-// is (code - zero) * scale, with TINY (2^15 code + zero) * scale, where codes of the first product of 32 are 2^-24 of what they
-// stand for, zero is -2^-9 of it and scale 2^9 times as large. Of two levels it is scale * code + zero, all of it times a power
-// of two that the scale of rows takes back.
+// is (code - zero) * scale. Of two levels it is scale * code + zero, all of it times a power of two that the scale of rows takes back.
 __device__ __forceinline__ void scales(const Piece& p, int j, int m, u32 scale[2], u32 zero[2]) {
 #if SCALE == 1
     const int i = CHAINED ? (2 * j + m) * PARTS / 8 : j * PARTS / 4;
@@ -444,9 +448,6 @@ __device__ __forceinline__ void scales(const Piece& p, int j, int m, u32 scale[2
         const u32 z = p.s[i * 2 + 1];
         zero[0] = __byte_perm(z, z, 0x1010), zero[1] = __byte_perm(z, z, 0x3232);
     }
-    if (TINY)
-#pragma unroll
-        for (int half = 0; half < 2; ++half) scale[half] = mul2(scale[half], POWER(9)), zero[half] = mul2(zero[half], POWER(-9) | 0x80008000);
 #elif SCALE == 2
     const int i = j >> 1;
     const float by = of_half(p.s[1 + 2 * i]), less = by * (16 + of_half(p.s[1 + 2 * i] >> 16));
@@ -484,20 +485,23 @@ __device__ __forceinline__ void decode(u32 a[2][4], const Piece& p, int j, const
 #pragma unroll
     for (int m = 0; m < 2; ++m) {
         if (SCALE && (m == 0 || CHAINED)) scales(p, j, m, scale, zero);
-        else if (TINY)
+        u32 by[2] = {scale[0], scale[1]}, less[2] = {zero[0], zero[1]};
+#if TINY  // (2^15 code + less) * by, of two levels code * by + less
+        const int up = shelf_of(2 * j + m, SHELVES) * BITS;
 #pragma unroll
-            for (int half = 0; half < 2; ++half) {  // codes of the second product lie BITS higher
-                scale[half] = mul2(scale[half], POWER(-BITS));
-                if (SCALE == 1) zero[half] = mul2(zero[half], POWER(BITS));
-            }
+        for (int half = 0; half < 2; ++half) {
+            if (SCALE == 1) by[half] = mul2(scale[half], POWER(9 - up)), less[half] = mul2(zero[half], POWER(up - 9) | 0x80008000);
+            else if (up) by[half] = mul2(scale[half], POWER(-up));
+        }
+#endif
 #pragma unroll
         for (int c = 0; c < 4; ++c) {
             u32& pair = a[m][c];
-            if (TINY && SCALE == 1) pair = mul2(fma2(pair, POWER(15), zero[c & 1]), scale[c & 1]);
+            if (TINY && SCALE == 1) pair = mul2(fma2(pair, POWER(15), less[c & 1]), by[c & 1]);
             else {
-                if (SCALE == 1 && ZEROS) pair = sub2(pair, zero[c & 1]);
-                if (SCALE == 1) pair = mul2(pair, scale[c & 1]);
-                if (SCALE == 2) pair = fma2(pair, scale[c & 1], zero[c & 1]);
+                if (SCALE == 1 && ZEROS) pair = sub2(pair, less[c & 1]);
+                if (SCALE == 1) pair = mul2(pair, by[c & 1]);
+                if (SCALE == 2) pair = fma2(pair, by[c & 1], less[c & 1]);
             }
             if (SPREAD) pair = add2(pair, (&outliers[c & 1].x)[2 * m + (c >> 1)]);
             if (CONVERT) pair = half_to_bf16(pair);
@@ -728,7 +732,7 @@ narrow(Weight W, const u16* x, void* y, const u16* row_scale, const u16* bias, i
                 }
 #endif
 #if LATER
-                float part[R][2][4] = {};  // of products m
+                float part[R][RAW_SHELVES][4] = {};
 #endif
 #if LATER
                 Sums sums_of = HELD ? sums_held[HELD ? i : 0] : Sums{};
@@ -749,8 +753,8 @@ narrow(Weight W, const u16* x, void* y, const u16* row_scale, const u16* bias, i
                         u32 a[2][4];
 #if LATER
                         raw(a, now[r], j);
-                        mma(part[r][0], a[0], b.x, b.y);
-                        mma(part[r][1], a[1], b.z, b.w);
+                        mma(part[r][shelf_of(2 * j, RAW_SHELVES)], a[0], b.x, b.y);
+                        mma(part[r][shelf_of(2 * j + 1, RAW_SHELVES)], a[1], b.z, b.w);
 #else
                         decode(a, now[r], j, table, nullptr, lane, W, next[r]);
                         mma(acc[r], a[0], b.x, b.y);
@@ -764,7 +768,9 @@ narrow(Weight W, const u16* x, void* y, const u16* row_scale, const u16* bias, i
 #pragma unroll
                     for (int c = 0; c < 4; ++c) {
                         const float s = of_half(now[r].s[0] >> 16 * (c >> 1)), z = ZEROS ? of_half(now[r].s[1] >> 16 * (c >> 1)) : CENTER;
-                        const float unit = BF16 ? 1 : 1 << 24, sum = part[r][0][c] * unit + part[r][1][c] * (unit / (1 << UP));
+                        float sum = 0;
+#pragma unroll
+                        for (int k = RAW_SHELVES; k--;) sum += part[r][k][c] * (BF16 ? 1.f / (1 << UP * k) : (float)(1 << 24 - UP * k));
                         acc[r][c] += s * (sum - (BF16 ? sums_of.offset[c] : 0) - z * sums_of.once[c]);
                     }
 #endif
