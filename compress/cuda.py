@@ -35,7 +35,7 @@ LEAST = 42 * 1024  # bytes of shared memory for codes, inputs and sums, beside a
 AT_ONCE = 1 << 24  # weights whose codes lie unpacked at a time, at about 20 bytes each, while one is packed
 HELD = 4  # pieces whose inputs a warp of `narrow` may keep in registers
 COPIES = 128 * 1024  # bytes of shared memory for copies of a table, at most
-BINS = 2048  # bytes of shared memory in which a warp of `narrow` multiplies a tile's outliers; of 2 tokens or more twice that
+BINS = 2176  # bytes of shared memory in which a warp of `narrow` multiplies a tile's outliers; of 2 tokens or more twice that
 BEHIND, REACH = 32, 32  # entries that it may read behind the last outlier; pieces whose outliers it can tell apart
 TINY = 24  # of fp16 the code 1 is 2^-24: see `scales` of product.cu
 

@@ -526,7 +526,7 @@ __device__ __forceinline__ void inputs(u32 b[4], const u16* row, int j, int t) {
 #define LATER (KIND == GRID && BITS <= 4 && SCALE == 1 && GROUPS == 1)  // scales are applied to a piece's sums
 #define EACH (TOKENS > 1 ? 2 : 1)           // tokens of a lane
 #define STEPS (TOKENS / EACH)               // in which a warp's outliers meet all tokens
-#define BINS (SPARSE * 16 * 32 * EACH * 4)  // bytes: of a tile's outputs, EACH numbers of each lane
+#define BINS (SPARSE * 17 * 32 * EACH * 4)  // bytes: of a tile's outputs, EACH numbers of each lane; the last is nobody's
 
 __device__ __forceinline__ void together(int team) {  // a barrier of one team
     asm volatile("bar.sync %0, %1;" ::"r"(1 + team), "n"(TEAM * 32) : "memory");
@@ -554,7 +554,7 @@ __device__ __forceinline__ void add(Sums& sums, const uint4& b) {
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
 narrow(Weight W, const u16* x, void* y, const u16* row_scale, const u16* bias, int N, int B, int wide_out) {
     extern __shared__ uint4 room[];
-    const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, g = lane >> 2, t = lane & 3, P = W.pieces, D = P * 128;
+    const int lane = threadIdx.x & 31, warp = __shfl_sync(ALL, threadIdx.x >> 5, 0), g = lane >> 2, t = lane & 3, P = W.pieces, D = P * 128;
     const int slot = R * (RUN * RECORD + PAD);  // bytes of a run of records
     char* table = (char*)room;
     char* ring = table + TABLE_BYTES + warp * (DEPTH * slot);
@@ -582,7 +582,7 @@ narrow(Weight W, const u16* x, void* y, const u16* row_scale, const u16* bias, i
 #if BULK
             if (lane == 0) {
                 const u32 barrier = mine_full + place * 8, there = ring_at + place * slot;
-                barrier_arrive(barrier, bytes * min(R, end - ahead_tile));
+                barrier_arrive(barrier, bytes * (R > 1 ? min(R, end - ahead_tile) : 1));
 #pragma unroll
                 for (int r = 0; r < R; ++r)
                     if (ahead_tile + r < end) bulk_copy(there + r * (slot / R), from + r * (u32)(P * RECORD + PAD), bytes, barrier);
@@ -659,17 +659,17 @@ narrow(Weight W, const u16* x, void* y, const u16* row_scale, const u16* bias, i
         hold(numbers_at[k]);
     }
     auto number = [&](int k, u32 one) {
-        const u32 in = one & 0xfff, in32 = in & 31;
-        const u16 found = INPUTS ? *(const u16*)(table + numbers_at[k] + 2 * in)
-            : numbers[k][CHAINED ? in - in32 + (in32 & 4) * 4 + (in32 >> 3) * 4 + (in32 & 3) : in];
-        return one < 0x10000 ? 0 : of_T(found);  // no outlier: its product with infinity would be something
+        const u32 in = one - head * 128 & 0xfff, in32 = in & 31;
+        return of_T(INPUTS ? *(const u16*)(table + numbers_at[k] + 2 * in)
+            : numbers[k][CHAINED ? in - in32 + (in32 & 4) * 4 + (in32 >> 3) * 4 + (in32 & 3) : in]);
     };
     auto multiply = [&](int r, u32 some, bool there) {  // a warp's 32
-        some = there ? some & 0xfffff000 | (some - head * 128 & 0xfff) : 0;
+        some = there ? some : 0;
 #pragma unroll
         for (int i = 0; i < STEPS; ++i) {
             const u32 one = STEPS == 1 ? some : __shfl_sync(ALL, some, i * (32 / STEPS) + lane / STEPS);
-            char* bin = table + bins_at + r * BINS + (one >> 12 & 15) * (128 * EACH);
+            const u32 row = one < 0x10000 ? 16 : one >> 12 & 15;  // of none: zero times an infinite input would be something
+            char* bin = table + bins_at + r * BINS + row * (128 * EACH);
             const float value = of_half(one >> 16);
             if (EACH == 1) *(float*)bin += value * number(0, one);
             else {
@@ -889,7 +889,7 @@ __device__ __forceinline__ void products_done() {
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
 wide(Weight W, const u16* x, float* parts, int B, int slots) {
     extern __shared__ uint4 room[];
-    const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, g = lane >> 2, t = lane & 3;
+    const int lane = threadIdx.x & 31, warp = __shfl_sync(ALL, threadIdx.x >> 5, 0), g = lane >> 2, t = lane & 3;
     char* stages = (char*)room;  // [DEPTH], x of a piece
     char* table = stages + DEPTH * STAGE;
     char* ring = table + TABLE_BYTES + warp * (DEPTH * R * (RECORD + PAD));
@@ -1121,7 +1121,7 @@ finish(const float* parts, void* y, const u16* row_scale, const u16* bias, int N
 extern "C" __global__ void __launch_bounds__(THREADS)
 dense(Weight W, u16* out, const u16* row_scale, int N) {
     extern __shared__ uint4 room[];
-    const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, g = lane >> 2, t = lane & 3;
+    const int lane = threadIdx.x & 31, warp = __shfl_sync(ALL, threadIdx.x >> 5, 0), g = lane >> 2, t = lane & 3;
     const int all = W.tiles * W.pieces, step = gridDim.x * WARPS;
     char* table = (char*)room;
     char* ring = table + TABLE_BYTES + warp * (2 * (RECORD + PAD));
@@ -1209,7 +1209,7 @@ __device__ __forceinline__ void mma8(float* c, u32 a0, u32 a1, u32 b) {
 extern "C" __global__ void __launch_bounds__(512, 1)
 dots(Weight W, const u16* x, float* parts, int blocks) {
     extern __shared__ uint4 room[];
-    const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, g = lane >> 2, t = lane & 3, p = lane >> 4, j = lane >> 2 & 3;
+    const int lane = threadIdx.x & 31, warp = __shfl_sync(ALL, threadIdx.x >> 5, 0), g = lane >> 2, t = lane & 3, p = lane >> 4, j = lane >> 2 & 3;
     const int slice = blockIdx.x / blocks, place = blockIdx.x % blocks, first = slice * SLICE, count = min(SLICE, W.pieces - first);
     const int begin = (u32)W.tiles * place / blocks, end = (u32)W.tiles * (place + 1) / blocks;
     char* products = (char*)room;                                          // [512 codewords][64 groups] fp32
