@@ -408,12 +408,16 @@ def knobs(layout: Layout, B: int, card: Card) -> Knobs:
     kind = KINDS[layout.kind]
     if B <= NARROW:
         turns = -(-layout.tiles // card.cores)  # tiles of a multiprocessor
-        if layout.sparse and B == 1 and turns > 4:
-            teams = min((7, 6, 5, 4), key=lambda n: -turns % n)  # the fewest idle in the last turn
-            return Knobs(4 * teams, 2, 4, run=1 if teams == 7 else 2)
-        large, each = kind == "trellis" and layout.bits > 2, -(-layout.pieces // 16)
-        if not (layout.sparse or large) and each <= HELD and each * 16 <= 1.25 * layout.pieces:
-            return Knobs(16, 2, 16, tiles=2 if turns == 2 else 1, held=1, keep=16)
+        teams = min((7, 6, 5, 4), key=lambda n: -turns % n)  # the fewest idle in the last turn
+        large = kind == "trellis" and layout.bits > 2  # tables that leave no room
+        spread = kind == "trellis" and not large and B > 2 or layout.sparse and (B == 1 or B <= 4 and turns == 7)
+        if spread and turns > 4:
+            return Knobs(4 * teams, 2, 4, run=1 if layout.sparse and turns <= teams else 2)
+        team = 8 if layout.pieces <= 32 and (kind != "grid" or turns <= 2) else 16
+        each = -(-layout.pieces // team)
+        if not (layout.sparse or large) and each <= HELD and each * team <= 1.25 * layout.pieces:
+            tiles = 2 if kind == "trellis" and team == 16 else 1
+            return Knobs(8 if team == 8 and turns <= 2 else 16, 2, team, tiles, held=1, keep=16 if team == 16 else 1)
         one = layout.sparse or large or (B > 2 and kind != "grid" and turns <= 8)
         tiles = 1 if one or turns <= 4 else 2
         teams = min(8 if one else 4, 1 << (-(-turns // tiles) - 1).bit_length())
@@ -507,6 +511,8 @@ def narrow_launch(layout: Layout, B: int, bf16: bool, k: Knobs, room: int) -> La
     while layout.sparse and -(-layout.pieces // k.team) > REACH and k.team < k.warps:
         k = replace(k, team=k.team * 2, warps=k.warps // (k.team * 2) * k.team * 2)
     one, full = _table(layout, 0)[1], _table(layout, k.most)[1]
+    if k.held and least(replace(k, keep=1)) + full > room:
+        k = replace(k, tiles=1)
     while least(k) + full + k.inputs * kept > room and k.keep > 1:
         k = replace(k, keep=k.keep // 2)
     while least(k) + full + k.inputs * kept > room and k.run > 1 and not k.held:

@@ -155,6 +155,7 @@ __device__ __forceinline__ void arrived() {
     asm volatile("cp.async.wait_group %0;" ::"n"(LEFT) : "memory");
 #endif
 }
+__device__ __forceinline__ int warp_of(int thread) { return __shfl_sync(ALL, thread >> 5, 0); }  // known to be that of all lanes
 __device__ __forceinline__ void hold(u32& value) { asm volatile("" : "+r"(value)); }  // in a register, not made again
 
 // Until here nothing may be read that an earlier kernel wrote, but for the weight, nor anything written.
@@ -554,7 +555,7 @@ __device__ __forceinline__ void add(Sums& sums, const uint4& b) {
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
 narrow(Weight W, const u16* x, void* y, const u16* row_scale, const u16* bias, int N, int B, int wide_out) {
     extern __shared__ uint4 room[];
-    const int lane = threadIdx.x & 31, warp = __shfl_sync(ALL, threadIdx.x >> 5, 0), g = lane >> 2, t = lane & 3, P = W.pieces, D = P * 128;
+    const int lane = threadIdx.x & 31, warp = warp_of(threadIdx.x), g = lane >> 2, t = lane & 3, P = W.pieces, D = P * 128;
     const int slot = R * (RUN * RECORD + PAD);  // bytes of a run of records
     char* table = (char*)room;
     char* ring = table + TABLE_BYTES + warp * (DEPTH * slot);
@@ -658,13 +659,14 @@ narrow(Weight W, const u16* x, void* y, const u16* row_scale, const u16* bias, i
         numbers[k] = x + (long long)n * D + head * 128;
         hold(numbers_at[k]);
     }
+    const u32 nobody = head * 128 & 0xfff;  // no outlier, of an input that is there
     auto number = [&](int k, u32 one) {
         const u32 in = one - head * 128 & 0xfff, in32 = in & 31;
         return of_T(INPUTS ? *(const u16*)(table + numbers_at[k] + 2 * in)
             : numbers[k][CHAINED ? in - in32 + (in32 & 4) * 4 + (in32 >> 3) * 4 + (in32 & 3) : in]);
     };
     auto multiply = [&](int r, u32 some, bool there) {  // a warp's 32
-        some = there ? some : 0;
+        some = there ? some : nobody;
 #pragma unroll
         for (int i = 0; i < STEPS; ++i) {
             const u32 one = STEPS == 1 ? some : __shfl_sync(ALL, some, i * (32 / STEPS) + lane / STEPS);
@@ -889,7 +891,7 @@ __device__ __forceinline__ void products_done() {
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
 wide(Weight W, const u16* x, float* parts, int B, int slots) {
     extern __shared__ uint4 room[];
-    const int lane = threadIdx.x & 31, warp = __shfl_sync(ALL, threadIdx.x >> 5, 0), g = lane >> 2, t = lane & 3;
+    const int lane = threadIdx.x & 31, warp = warp_of(threadIdx.x), g = lane >> 2, t = lane & 3;
     char* stages = (char*)room;  // [DEPTH], x of a piece
     char* table = stages + DEPTH * STAGE;
     char* ring = table + TABLE_BYTES + warp * (DEPTH * R * (RECORD + PAD));
@@ -1121,7 +1123,7 @@ finish(const float* parts, void* y, const u16* row_scale, const u16* bias, int N
 extern "C" __global__ void __launch_bounds__(THREADS)
 dense(Weight W, u16* out, const u16* row_scale, int N) {
     extern __shared__ uint4 room[];
-    const int lane = threadIdx.x & 31, warp = __shfl_sync(ALL, threadIdx.x >> 5, 0), g = lane >> 2, t = lane & 3;
+    const int lane = threadIdx.x & 31, warp = warp_of(threadIdx.x), g = lane >> 2, t = lane & 3;
     const int all = W.tiles * W.pieces, step = gridDim.x * WARPS;
     char* table = (char*)room;
     char* ring = table + TABLE_BYTES + warp * (2 * (RECORD + PAD));
@@ -1209,7 +1211,7 @@ __device__ __forceinline__ void mma8(float* c, u32 a0, u32 a1, u32 b) {
 extern "C" __global__ void __launch_bounds__(512, 1)
 dots(Weight W, const u16* x, float* parts, int blocks) {
     extern __shared__ uint4 room[];
-    const int lane = threadIdx.x & 31, warp = __shfl_sync(ALL, threadIdx.x >> 5, 0), g = lane >> 2, t = lane & 3, p = lane >> 4, j = lane >> 2 & 3;
+    const int lane = threadIdx.x & 31, warp = warp_of(threadIdx.x), g = lane >> 2, t = lane & 3, p = lane >> 4, j = lane >> 2 & 3;
     const int slice = blockIdx.x / blocks, place = blockIdx.x % blocks, first = slice * SLICE, count = min(SLICE, W.pieces - first);
     const int begin = (u32)W.tiles * place / blocks, end = (u32)W.tiles * (place + 1) / blocks;
     char* products = (char*)room;                                          // [512 codewords][64 groups] fp32
