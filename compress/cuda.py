@@ -398,7 +398,9 @@ class Knobs:
     wgmma: int = 0
     run: int = 1  # pieces that a warp of `narrow` takes together, at most
     tokens: int = 0  # of `narrow`, with outliers
-    held: int = 0  # 1: warps of `narrow` keep the inputs of their pieces in registers; in a launch how many pieces, or 0
+    held: int = (
+        0  # 1: warps of `narrow` have their pieces' inputs in registers, if they fit; of a launch how many pieces
+    )
     keep: int = 1  # steps of a team whose sums wait to be added, at most
 
 
@@ -407,24 +409,29 @@ def knobs(layout: Layout, B: int, card: Card) -> Knobs:
     """For so many tokens."""
     kind = KINDS[layout.kind]
     if B <= NARROW:
-        turns = -(-layout.tiles // card.cores)  # tiles of a multiprocessor
-        teams = min((7, 6, 5, 4), key=lambda n: -turns % n)  # the fewest idle in the last turn
-        large = kind == "trellis" and layout.bits > 2  # tables that leave no room
-        spread = kind == "trellis" and not large and B > 2 or layout.sparse and (B == 1 or B <= 4 and turns == 7)
-        if spread and turns > 4:
-            return Knobs(4 * teams, 2, 4, run=1 if layout.sparse and turns <= teams else 2)
-        team = 8 if layout.pieces <= 32 and (kind != "grid" or turns <= 2) else 16
-        each = -(-layout.pieces // team)
-        if not (layout.sparse or large) and each <= HELD and each * team <= 1.25 * layout.pieces:
-            tiles = 2 if kind == "trellis" and team == 16 else 1
-            return Knobs(8 if team == 8 and turns <= 2 else 16, 2, team, tiles, held=1, keep=16 if team == 16 else 1)
-        one = layout.sparse or large or (B > 2 and kind != "grid" and turns <= 8)
-        tiles = 1 if one or turns <= 4 else 2
-        teams = min(8 if one else 4, 1 << (-(-turns // tiles) - 1).bit_length())
-        return Knobs(16, 2, 16 // teams, tiles, run=4 if tiles == 2 and turns > 8 else 2)
+        return _narrow_knobs(layout, B, -(-layout.tiles // card.cores))
     if B > 16 or layout.sparse:
         return Knobs(16, 4, tiles=1, wgmma=card.wgmma)
     return {"grid": Knobs(16, 3, tiles=1), "additive": Knobs(8, 4, tiles=3), "trellis": Knobs(12, 4, tiles=2)}[kind]
+
+
+def _narrow_knobs(layout: Layout, B: int, turns: int) -> Knobs:
+    """For up to NARROW tokens, where a multiprocessor has `turns` tiles."""
+    kind, pieces = KINDS[layout.kind], layout.pieces
+    table = 1 << layout.window + layout.bits if kind == "trellis" else 0  # entries; more than 512 leave little room
+    spread = B > 2 and 0 < table <= 512 and pieces <= 32 or layout.sparse and (B == 1 or B <= 4 and turns == 7)
+    if spread and turns > 4:  # many teams of four warps, of which few idle in the last turn
+        teams = min((7, 6, 5, 4), key=lambda n: -turns % n)
+        return Knobs(4 * teams, 2, 4, run=1 if layout.sparse and turns <= teams else 2)
+    team = 8 if pieces <= 32 and (kind != "grid" or turns <= 2) else 16
+    each = -(-pieces // team)
+    if not layout.sparse and table <= 1024 and each <= HELD and each * team <= 1.25 * pieces:
+        tiles = 2 if kind == "trellis" and team == 16 and B <= 4 else 1
+        return Knobs(8 if team == 8 and turns <= 2 else 16, 2, team, tiles, held=1, keep=16 if team == 16 else 1)
+    one = layout.sparse or table > 1024 or (B > 2 and kind != "grid" and turns <= 8)
+    tiles = 1 if one or turns <= 4 else 2
+    teams = min(8 if one else 4, 1 << (-(-turns // tiles) - 1).bit_length())
+    return Knobs(16, 2, 16 // teams, tiles, run=4 if tiles == 2 and turns > 8 else 2)
 
 
 @lru_cache(maxsize=4096)
@@ -497,7 +504,8 @@ def narrow_launch(layout: Layout, B: int, bf16: bool, k: Knobs, room: int) -> La
     kept, each = B * (layout.pieces * PIECE + 32) * 2, -(-layout.pieces // k.team)
     k = replace(k, tokens=layout.sparse << (B - 1).bit_length())
     if k.held:
-        k = replace(k, held=each, run=each, inputs=k.inputs * layout.sparse) if each <= HELD else replace(k, held=0)
+        fits = each <= HELD and not layout.sparse  # outliers look for inputs in shared memory
+        k = replace(k, held=each, run=each, inputs=0) if fits else replace(k, held=0)
 
     def run(k: Knobs) -> int:
         """Bytes of the runs in flight, one of each warp, and of its barrier."""
