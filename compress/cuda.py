@@ -503,9 +503,6 @@ def narrow_launch(layout: Layout, B: int, bf16: bool, k: Knobs, room: int) -> La
     """Of `narrow` for B tokens, on a card whose blocks may have `room` bytes of shared memory."""
     kept, each = B * (layout.pieces * PIECE + 32) * 2, -(-layout.pieces // k.team)
     k = replace(k, tokens=layout.sparse << (B - 1).bit_length())
-    if k.held:
-        fits = each <= HELD and not layout.sparse  # outliers look for inputs in shared memory
-        k = replace(k, held=each, run=each, inputs=0) if fits else replace(k, held=0)
 
     def run(k: Knobs) -> int:
         """Bytes of the runs in flight, one of each warp, and of its barrier."""
@@ -519,15 +516,19 @@ def narrow_launch(layout: Layout, B: int, bf16: bool, k: Knobs, room: int) -> La
     while layout.sparse and -(-layout.pieces // k.team) > REACH and k.team < k.warps:
         k = replace(k, team=k.team * 2, warps=k.warps // (k.team * 2) * k.team * 2)
     one, full = _table(layout, 0)[1], _table(layout, k.most)[1]
-    if k.held and least(replace(k, keep=1)) + full > room:
-        k = replace(k, tiles=1)
-    while least(k) + full + k.inputs * kept > room and k.keep > 1:
-        k = replace(k, keep=k.keep // 2)
-    while least(k) + full + k.inputs * kept > room and k.run > 1 and not k.held:
-        k = replace(k, run=k.run // 2)
+    held = replace(k, held=each, run=each, inputs=0)
+    if k.held and each <= HELD and not layout.sparse and least(replace(held, keep=1, tiles=1)) + one <= room:
+        k = held if least(replace(held, keep=1)) + full <= room else replace(held, tiles=1)
+        while least(k) + full > room and k.keep > 1:
+            k = replace(k, keep=k.keep // 2)
+    else:
+        k = replace(k, held=0, keep=1)
+        want = full + kept if k.inputs and least(replace(k, run=1)) + full + kept <= room else full
+        while least(k) + want > room and k.run > 1:
+            k = replace(k, run=k.run // 2)
     while least(k) + one > room:
         half, team = k.warps // 2, min(k.team, k.warps // 2)
-        k = replace(k, tiles=1) if k.tiles > 1 else replace(k, warps=half // team * team, team=team, held=0)
+        k = replace(k, tiles=1) if k.tiles > 1 else replace(k, warps=half // team * team, team=team)
     left = room - least(k)
     copies, table = _table(layout, min(k.most, left))
     if k.inputs and table + kept > left:  # half the copies cost less than inputs from global memory
