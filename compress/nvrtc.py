@@ -22,7 +22,10 @@ from torch import Tensor
 
 PACKAGE = Path(__file__).resolve().parent
 SHARED = 47 * 1024  # bytes that a launch may ask for without more ado: of 48 KB, 1 for what the kernel itself declares
-MAX_SHARED = 8  # the driver's number of the attribute that allows more
+MAX_SHARED, CARVEOUT = (
+    8,
+    9,
+)  # the driver's numbers of the attributes that allow more, and that divide it from the L1 cache
 PATTERNS = {"win32": ("nvrtc64_*.dll", "nvcuda.dll")}  # of the compiler, and the driver's name
 LINUX = ("libnvrtc.so.*", "libcuda.so.1")
 Launch = Callable[..., None]
@@ -81,6 +84,8 @@ def kernel(
     loaded = ctypes.c_void_p()
     start = driver.cuLaunchKernelEx  # a driver that is too old lacks it
     _sound(driver.cuModuleGetFunction(ctypes.byref(loaded), module, (function or name).encode()), "loading")
+    if overlap:  # as much as there is, else the next kernel's blocks may find none left beside this one's
+        _sound(driver.cuFuncSetAttribute(loaded, CARVEOUT, 100), "asking for shared memory")
     early = Attribute(OVERLAP, 1)
     attributes = int(overlap and torch.cuda.get_device_capability(device) >= (9, 0))
 

@@ -60,13 +60,15 @@ def kernels(N: int, D: int) -> dict[str, Callable[[], QuantizedWeight]]:
 
 
 def filled(weight: QuantizedWeight) -> QuantizedWeight:
-    """On the GPU; scales near 1/sqrt(D), so that products are of the size of inputs."""
+    """On the GPU; scales near 1/sqrt(D), so that products are of the size of inputs, of both signs, so that rows have no mean
+    in common, whose errors would grow from product to product."""
     weight = weight.cuda().requires_grad_(False)
     for name, t in weight.state_dict().items():
         if t.dtype == torch.uint8:
             t.random_(0, 256)
         elif name.startswith("scale"):
-            t.copy_((0.5 + torch.rand(t.shape, device="cuda")) / weight.decode.D**0.5)
+            signs = torch.randint(2, t.shape, device="cuda") * 2 - 1
+            t.copy_(signs * (0.5 + torch.rand(t.shape, device="cuda")) / weight.decode.D**0.5)
         elif t.is_floating_point():
             t.normal_()
     if weight.sparse is not None:
