@@ -425,9 +425,12 @@ def _narrow_knobs(layout: Layout, B: int, turns: int) -> Knobs:
         return Knobs(4 * teams, 2, 4, run=1 if layout.sparse and turns <= teams else 2)
     team = 8 if pieces <= 32 and (kind != "grid" or turns <= 2) else 16
     each = -(-pieces // team)
-    if not layout.sparse and table <= 1024 and each <= HELD and each * team <= 1.25 * pieces:
+    few = B <= 4 or turns > 4
+    if few and not layout.sparse and table <= 1024 and each <= HELD and each * team <= 1.25 * pieces:
         tiles = 2 if kind == "trellis" and team == 16 and B <= 4 else 1
         return Knobs(8 if team == 8 and turns <= 2 else 16, 2, team, tiles, held=1, keep=16 if team == 16 else 1)
+    if B > 4 and pieces > 64 and turns <= 2 and not layout.sparse:  # too many inputs for shared memory
+        return Knobs(16, 2, 8, 2, run=2)
     one = layout.sparse or table > 1024 or (B > 2 and kind != "grid" and turns <= 8)
     tiles = 1 if one or turns <= 4 else 2
     teams = min(8 if one else 4, 1 << (-(-turns // tiles) - 1).bit_length())
