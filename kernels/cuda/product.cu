@@ -306,7 +306,7 @@ __device__ __forceinline__ void weights(u32 a[2][4], const Piece& p, int j, cons
 // The codes themselves: of fp16 tiny numbers, code * 2^(up - 24), which the tensor cores multiply exactly; bf16 is too coarse
 // for that and has 128 + code * 2^up.
 #define UP (BITS == 4 && BF16 ? 3 : BITS)
-#define RAW_SHELVES (BF16 ? 2 : SHELVES)
+#define RAW_SHELVES (BF16 ? 2 : SHELVES)  // for which a number of bf16 has bits
 __device__ __forceinline__ void raw(u32 a[2][4], const Piece& p, int j) {
 #pragma unroll
     for (int m = 0; m < 2; ++m)
