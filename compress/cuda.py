@@ -583,7 +583,8 @@ def dots_launch(layout: Layout, bf16: bool) -> Launch:
 
 
 def _kernel(name: str, device: int, function: str, flags: tuple[str, ...] = ()) -> nvrtc.Launch:
-    return nvrtc.kernel(name, device, function, flags, overlap=True)
+    books = "-DWIDE=1" in flags  # too large for shared memory
+    return nvrtc.kernel(name, device, function, flags, overlap=True, l1=books)
 
 
 def narrow(x: Tensor, parts: list[Tensor], layout: Layout, bias: Tensor | None, y: Tensor, k: Knobs) -> None:

@@ -68,12 +68,14 @@ def kernel(
     flags: tuple[str, ...] = (),
     smallest: tuple[int, int] = (0, 0),
     overlap: bool = False,
+    l1: bool = False,
 ) -> Launch | None:
     """A function of `name`.cu for that GPU, as launch(blocks, threads, shared_bytes, *arguments); its name is `name` too.
 
     flags: for NVRTC, "-DR=2". Arguments are CUDA tensors, None (a null pointer), ints (C's int) and bytes (a struct); it
     runs on torch's current stream. overlap: it may begin while the kernel before it ends, from Hopper on (programmatic
-    dependent launch), so it waits by griddepcontrol before it touches what others write. None without NVRTC, and on a card
+    dependent launch), so it waits by griddepcontrol before it touches what others write. l1: the L1 cache speeds it up, so its
+    memory is not all made shared memory. None without NVRTC, and on a card
     below the compute capability `smallest`. Raises RuntimeError with the compiler's own words for a source that does not compile.
     """
     found = _libraries()
@@ -84,7 +86,7 @@ def kernel(
     loaded = ctypes.c_void_p()
     start = driver.cuLaunchKernelEx  # a driver that is too old lacks it
     _sound(driver.cuModuleGetFunction(ctypes.byref(loaded), module, (function or name).encode()), "loading")
-    if overlap:  # as much as there is, else the next kernel's blocks may find none left beside this one's
+    if overlap and not l1:  # as much as there is, else the next kernel's blocks may find none left beside this one's
         _sound(driver.cuFuncSetAttribute(loaded, CARVEOUT, 100), "asking for shared memory")
     early = Attribute(OVERLAP, 1)
     attributes = int(overlap and torch.cuda.get_device_capability(device) >= (9, 0))
