@@ -102,15 +102,17 @@ def test_a_product_is_that_of_the_definition_whatever_the_order_of_threads(name,
 def test_every_share_of_a_multiprocessors_tiles_is_right(tiles, card):
     """Launches of one token, whose teams depend on how many tiles there are."""
     emulator = card(HOPPER, cores=1)
-    N, D = 16 * tiles - 3, 640
-    two = lambda: TwoLevel(N, D // 16, 3, 16)  # noqa: E731
+    N = 16 * tiles - 3
+    two = lambda: TwoLevel(N, 40, 3, 16)  # noqa: E731
     for weight in (
-        QuantizedWeight((N, D), Grid(N, D, 3, two()), two(), sparse=outliers(N, D, 0.01)),
-        QuantizedWeight((N, D), Grid(N, D, 3, Real(N, 5)), Real(N, 5)),
+        QuantizedWeight((N, 640), Grid(N, 640, 3, two()), two(), sparse=outliers(N, 640, 0.01)),
+        QuantizedWeight((N, 640), Grid(N, 640, 3, Real(N, 5)), Real(N, 5)),
+        QuantizedWeight((N, 2048), Grid(N, 2048, 3), Real(N, 16)),  # warps hold inputs
+        QuantizedWeight((16 * tiles, 2048), Trellis(16 * tiles, 2048, 2, 7), Real(16 * tiles, 1)),
     ):
         packed = cuda.pack(filled(weight).requires_grad_(False))
         emulator.held = tuple(packed.parts)
-        x = torch.randn(1, D).half()
+        x = torch.randn(1, weight.shape[1]).half()
         exact = x.double() @ weight.dense().double().T
         assert relative(multiply(packed, x, None, full=True), exact) < 1e-3
 
@@ -141,11 +143,15 @@ def test_infinite_inputs_reach_what_they_are_multiplied_with_alone(card):
 )
 def test_knobs_change_no_number_but_by_rounding(k, card):
     emulator = card(HOPPER)
-    for decode, sparse in ((Grid(70, 1280, 4), 0.02), (Trellis(64, 1280, 2, 7), 0), (Additive(70, 1280, 2, 8, 8), 0)):
+    for decode, groups, sparse in (
+        (Grid(70, 1280, 4), 1, 0.02),
+        (Grid(70, 1280, 3), 10, 0),
+        (Trellis(64, 1280, 2, 7), 1, 0),
+        (Additive(70, 1280, 2, 8, 8), 1, 0),
+    ):
         N = decode.N
-        weight = filled(
-            QuantizedWeight((N, 1280), decode, Real(N, 1), sparse=outliers(N, 1280, sparse) if sparse else None)
-        )
+        few = outliers(N, 1280, sparse) if sparse else None
+        weight = filled(QuantizedWeight((N, 1280), decode, Real(N, groups), sparse=few))
         packed = cuda.pack(weight.requires_grad_(False))
         emulator.held = tuple(packed.parts)
         x = torch.randn(3, 1280).half()
